@@ -1,0 +1,115 @@
+//! What the controller reports of a refresh.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Where a refresh is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+pub enum Phase {
+    /// Accepted, and waiting for its turn or for its Job.
+    #[default]
+    Queued,
+    /// Its Job exists.
+    Running,
+    /// Held by `spec.suspend`.
+    Suspended,
+    /// The view equals its definition at `status.sourceVersion`. Final.
+    Succeeded,
+    /// Ended without success; the view is as it was. Final.
+    Failed,
+    /// Ended because `spec.cancel` asked for it. Final.
+    Cancelled,
+}
+
+impl Phase {
+    /// Whether no further transition can follow.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Phase::Succeeded | Phase::Failed | Phase::Cancelled)
+    }
+}
+
+/// How the view was brought up to date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Mode {
+    /// Nothing had to be written.
+    NoOp,
+    /// What was still right was kept, the rest recomputed.
+    Incremental,
+    /// Every row was computed anew.
+    Rebuild,
+}
+
+/// How far the work is.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Units of work that are finished.
+    pub units_done: i64,
+    /// Units of work in the plan.
+    pub units_total: i64,
+    /// Rows written so far.
+    pub rows_written: i64,
+    /// Bytes of data files written so far.
+    pub bytes_written: i64,
+    /// `unitsDone/unitsTotal`, for printing.
+    pub summary: String,
+}
+
+/// The observed state of a refresh.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MaterializedViewRefreshStatus {
+    /// Where the refresh is in its life.
+    #[serde(default)]
+    pub phase: Phase,
+    /// One sentence: what is going on, why it waits, or how it ended and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// `Complete`, `Failed` and `Suspended`, as on a batch/v1 Job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The source version that the view now equals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_version: Option<i64>,
+    /// The view's own version after the refresh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view_version: Option<i64>,
+    /// How the view was brought up to date.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// How far the work is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// When the Job was first asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When the refresh reached its final phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// The Job that runs or ran the refresh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobRef>,
+    /// The view's resolved table URI: refreshes with the same one run one at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view_uri: Option<String>,
+}
+
+/// The Job of a refresh. Written without `uid` before the Job is created (the
+/// intent), and with it afterwards.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobRef {
+    /// The Job's name.
+    pub name: String,
+    /// The namespace it runs in.
+    pub namespace: String,
+    /// The RefreshCluster that it was launched through.
+    pub cluster: String,
+    /// The Job's UID, once it is known to exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
