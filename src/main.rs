@@ -1,1 +1,54 @@
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use relance::cli::{Cli, Command};
+use relance::protocol::exit;
+use relance::{resources, telemetry};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Two providers are compiled in, so rustls must be told which one to use.
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
+        return fail("a TLS provider is already installed", exit::INTERNAL);
+    }
+    telemetry::start_logging(cli.log_format);
+    match cli.command {
+        Command::Crds => match resources::schema::yaml() {
+            Ok(definitions) => print(
+                &definitions
+                    .iter()
+                    .map(|(_, yaml)| format!("---\n{yaml}"))
+                    .collect::<String>(),
+            ),
+            Err(error) => fail(&error.to_string(), exit::INTERNAL),
+        },
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "relance", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Command::Serve(_) | Command::Refresh(_) | Command::Views(_) | Command::Worker => {
+            fail("this command is not there yet", exit::USAGE)
+        }
+    }
+}
+
+/// Writes to standard output; a reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(
+            &format!("standard output cannot be written: {error}"),
+            exit::INTERNAL,
+        ),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn fail(sentence: &str, code: i32) -> ExitCode {
+    eprintln!("relance: {sentence}");
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

@@ -1,4 +1,80 @@
 //! The one home of labels, annotations and object names.
 
+use sha2::{Digest, Sha256};
+
 /// The API group of the custom resources.
 pub const GROUP: &str = "relance.dev";
+
+/// Most characters in a refresh's name: the names of its Job and pods are made
+/// from it and must fit 63.
+pub const MAX_REFRESH_NAME: usize = 40;
+
+/// Label: the name of the refresh that an object belongs to.
+pub const REFRESH_LABEL: &str = "relance.dev/refresh";
+
+/// Label: the UID of the refresh that an object belongs to. Decides whose a Job
+/// is where names clash.
+pub const REFRESH_UID_LABEL: &str = "relance.dev/refresh-uid";
+
+/// Label: the RefreshCluster that a Job was launched through.
+pub const CLUSTER_LABEL: &str = "relance.dev/cluster";
+
+/// Label and its value: who made an object.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "relance");
+
+/// Annotation and its value on every refresh: Velero shall restore its status
+/// too, so that a restore does not run history again.
+pub const RESTORE_STATUS: (&str, &str) = ("velero.io/restore-status", "true");
+
+/// Annotation on a refresh that was made with an idempotency key: SHA-256 of
+/// what the request asked for.
+pub const REQUEST_HASH: &str = "relance.dev/request-hash";
+
+/// Field manager of what the controller writes.
+pub const CONTROLLER_MANAGER: &str = "relance-controller";
+
+/// Field manager of what REST writes.
+pub const REST_MANAGER: &str = "relance-rest";
+
+/// Name of the container that does the work in a worker pod.
+pub const WORKER_CONTAINER: &str = "worker";
+
+/// Key of the Geneva manifest in the Secret that `spec.manifestSecretRef` names.
+pub const MANIFEST_KEY: &str = "manifest";
+
+/// Name of the Secret that holds the Geneva manifest which came inline with
+/// refresh `refresh`. Owned by the refresh, so it goes with it.
+pub fn manifest_secret(refresh: &str) -> String {
+    format!("{refresh}-manifest")
+}
+
+/// Name of a refresh's Job: `<refresh>-<8 hex>`, the hex digits of the
+/// refresh's UID and the home cluster's id, so that two homes that share a
+/// remote cluster do not clash.
+pub fn job(refresh: &str, refresh_uid: &str, home: &str) -> String {
+    let digest = Sha256::digest(format!("{home}/{refresh_uid}"));
+    format!("{refresh}-{}", hex::encode(&digest[..4]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_names_still_fit_what_is_made_from_them() {
+        let refresh = "r".repeat(MAX_REFRESH_NAME);
+        let job = job(&refresh, "0d3c9a52-6a0f-4b0e-9a58-0f2f1b1c3d4e", "home");
+        assert_eq!(job.len(), MAX_REFRESH_NAME + 9);
+        // A pod of an Indexed Job: the Job's name, the index and 5 characters.
+        assert!(format!("{job}-999-abcde").len() <= 63);
+        assert!(manifest_secret(&refresh).len() <= 63);
+    }
+
+    #[test]
+    fn a_jobs_name_depends_on_the_refreshs_uid_and_on_the_home_cluster() {
+        let name = job("r", "uid", "home");
+        assert_eq!(name, job("r", "uid", "home"));
+        assert_ne!(name, job("r", "other", "home"));
+        assert_ne!(name, job("r", "uid", "elsewhere"));
+    }
+}

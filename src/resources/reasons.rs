@@ -1,3 +1,40 @@
 //! The one home of condition reasons and Event reasons.
 //!
 //! Stable: scripts and alerts match on them. The documentation lists them all.
+//! Why a refresh's work failed comes from the engine, whose errors have
+//! reasons of their own ([`crate::engine::error::EngineError::reason`]).
+
+/// Condition types of a refresh, as on a batch/v1 Job.
+pub mod condition {
+    /// True once the view equals its definition at `status.sourceVersion`.
+    pub const COMPLETE: &str = "Complete";
+    /// True once the refresh has ended without success, cancelled ones included.
+    pub const FAILED: &str = "Failed";
+    /// True while `spec.suspend` holds the refresh.
+    pub const SUSPENDED: &str = "Suspended";
+    /// On a RefreshCluster: whether refreshes can run through it.
+    pub const READY: &str = "Ready";
+}
+
+/// `Complete`: the view had to be changed and was.
+pub const REFRESHED: &str = "Refreshed";
+/// `Complete`: the view was already right.
+pub const UP_TO_DATE: &str = "UpToDate";
+/// `Failed`: `spec.cancel` asked for it.
+pub const CANCELLED: &str = "Cancelled";
+/// `Failed`: the Job ran longer than the RefreshCluster's `activeDeadlineSeconds`.
+pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+/// `Failed`: worker pods failed more often than the RefreshCluster's `backoffLimit`.
+pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
+/// `Failed`: the RefreshCluster that the refresh names is not there.
+pub const CLUSTER_NOT_FOUND: &str = "ClusterNotFound";
+/// `Failed`: the Secret of `spec.manifestSecretRef` does not hold what `spec.manifestChecksum` says.
+pub const MANIFEST_MISMATCH: &str = "ManifestMismatch";
+/// `Suspended`: by `spec.suspend`.
+pub const SUSPENDED_BY_SPEC: &str = "SuspendedBySpec";
+/// `Suspended` is false again.
+pub const RESUMED: &str = "Resumed";
+/// `Ready` on a RefreshCluster: Jobs can be launched.
+pub const CLUSTER_READY: &str = "Ready";
+/// `Ready` is false on a RefreshCluster: its template makes no valid pod.
+pub const INVALID_TEMPLATE: &str = "InvalidTemplate";

@@ -1,6 +1,11 @@
 //! What the controller reports of a refresh.
+//!
+//! A refresh that no controller has seen yet reads as `Queued` with
+//! `observedGeneration` -1: the schema's default of `.status` says so, and
+//! tools that compare generations see that nothing has been observed.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -57,19 +62,20 @@ pub struct Progress {
 }
 
 /// The observed state of a refresh.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MaterializedViewRefreshStatus {
-    /// Where the refresh is in its life.
+    /// Where the refresh is in its life. Succeeded, Failed and Cancelled are final.
     #[serde(default)]
     pub phase: Phase,
     /// One sentence: what is going on, why it waits, or how it ended and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `Complete`, `Failed` and `Suspended`, as on a batch/v1 Job.
+    /// `Complete`, `Failed` and `Suspended`, as on a batch/v1 Job, with stable reasons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// The `metadata.generation` that this status speaks of.
+    /// The `metadata.generation` that this status speaks of; -1 until a controller has seen the refresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// The source version that the view now equals.

@@ -1,0 +1,191 @@
+//! The command line: what may be said, and nothing of what it does.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Refreshes Lance materialized views, on Kubernetes or right here.
+#[derive(Debug, Parser)]
+#[command(
+    name = "relance",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// How log lines are written to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "RELANCE_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the CustomResourceDefinitions as YAML, for `kubectl apply -f -`.
+    Crds,
+    /// Run the operator: the REST API, the controller, or both.
+    Serve(ServeArgs),
+    /// Bring one view up to date, here and now, without Kubernetes.
+    Refresh(RefreshArgs),
+    /// List the views of a catalog and how stale each one is.
+    Views(ViewsArgs),
+    /// Do the work of a refresh inside a Job's pod; the controller's Jobs call this.
+    #[command(hide = true)]
+    Worker,
+    /// Print a shell's completion script.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where tables are found.
+#[derive(Clone, Debug, Args)]
+pub struct CatalogArgs {
+    /// The catalog: `dir:///path`, `dir://s3://bucket/path` and so on.
+    #[arg(long, env = "RELANCE_CATALOG", value_name = "URI")]
+    pub catalog: String,
+    /// An option of the object store that is no secret, such as region=eu-west-1; may be given again. Credentials come from the environment.
+    #[arg(long = "storage-option", value_name = "KEY=VALUE", value_parser = key_value, env = "RELANCE_STORAGE_OPTIONS", value_delimiter = ',')]
+    pub storage_options: Vec<(String, String)>,
+}
+
+impl CatalogArgs {
+    /// The options of the object store by key; of a key that is given twice, the last.
+    pub fn options(&self) -> BTreeMap<String, String> {
+        self.storage_options.iter().cloned().collect()
+    }
+}
+
+/// `relance serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Serve the REST API; alone, if --controller is not given too.
+    #[arg(long)]
+    pub rest: bool,
+    /// Run the controller; alone, if --rest is not given too.
+    #[arg(long)]
+    pub controller: bool,
+    /// Where views are found.
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// Address of the REST API.
+    #[arg(
+        long,
+        env = "RELANCE_LISTEN",
+        default_value = "127.0.0.1:2333",
+        value_name = "ADDRESS"
+    )]
+    pub listen: SocketAddr,
+    /// Address of /livez, /readyz and /metrics.
+    #[arg(
+        long,
+        env = "RELANCE_HEALTH_LISTEN",
+        default_value = "127.0.0.1:8081",
+        value_name = "ADDRESS"
+    )]
+    pub health_listen: SocketAddr,
+    /// Kubernetes namespace of the refreshes. Default: the service account's, or that of the current kubeconfig context.
+    #[arg(long, short, env = "RELANCE_NAMESPACE")]
+    pub namespace: Option<String>,
+}
+
+impl ServeArgs {
+    /// Whether to serve REST: if asked for, or if nothing was.
+    pub fn rest(&self) -> bool {
+        self.rest || !self.controller
+    }
+
+    /// Whether to run the controller: if asked for, or if nothing was.
+    pub fn controller(&self) -> bool {
+        self.controller || !self.rest
+    }
+}
+
+/// `relance refresh`.
+#[derive(Clone, Debug, Args)]
+pub struct RefreshArgs {
+    /// Where the view is found.
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// The view: its namespaces and name, joined by `$`.
+    pub view: String,
+    /// Source version to bring the view to. Default: the latest.
+    #[arg(long, value_name = "N")]
+    pub src_version: Option<u64>,
+    /// Recompute every row, also where what is there is already right.
+    #[arg(long)]
+    pub full: bool,
+    /// Most rows in a fragment that is written.
+    #[arg(long, value_name = "N")]
+    pub max_rows_per_fragment: Option<u64>,
+    /// Print the result as one JSON object on the last line, and no progress bar.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `relance views`.
+#[derive(Clone, Debug, Args)]
+pub struct ViewsArgs {
+    /// Where the views are found.
+    #[command(flatten)]
+    pub catalog: CatalogArgs,
+    /// Print JSON objects, one a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_string(), value.to_string())),
+        _ => Err("must be KEY=VALUE".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn serve(arguments: &[&str]) -> ServeArgs {
+        let line = ["relance", "serve", "--catalog", "dir:///t"];
+        match Cli::parse_from(line.iter().chain(arguments)).command {
+            Command::Serve(args) => args,
+            other => panic!("not serve: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_runs_both_halves_unless_one_is_named() {
+        let halves = |args: ServeArgs| (args.rest(), args.controller());
+        assert_eq!(halves(serve(&[])), (true, true));
+        assert_eq!(halves(serve(&["--rest"])), (true, false));
+        assert_eq!(halves(serve(&["--controller"])), (false, true));
+        assert_eq!(halves(serve(&["--rest", "--controller"])), (true, true));
+    }
+
+    #[test]
+    fn a_storage_option_is_split_at_its_first_equals_sign() {
+        let args = serve(&["--storage-option", "endpoint=http://h/?a=b"]);
+        assert_eq!(args.catalog.options()["endpoint"], "http://h/?a=b");
+    }
+}

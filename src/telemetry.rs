@@ -1,0 +1,44 @@
+//! Logs to standard error, and the registry of metrics.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::registry::Registry;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::LogFormat;
+
+/// Starts logging. `RUST_LOG` chooses what is logged; `info` unless set.
+pub fn start_logging(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.init(),
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+    }
+}
+
+/// The metrics of this process; every name begins with `relance_`.
+#[derive(Debug)]
+pub struct Metrics(Mutex<Registry>);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self(Mutex::new(Registry::with_prefix("relance")))
+    }
+}
+
+impl Metrics {
+    /// The registry, to register metrics with.
+    pub fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All metrics in OpenMetrics' text form.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry())?;
+        Ok(text)
+    }
+}
