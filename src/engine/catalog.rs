@@ -1,32 +1,275 @@
-//! Where tables are found: the Lance directory namespace.
+//! Where tables are found: the Lance directory namespace, over any store that
+//! lance can reach.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lance::Dataset;
+use lance_io::object_store::WrappingObjectStore;
+use lance_namespace::models::{DescribeTableRequest, ListNamespacesRequest, ListTablesRequest};
+use lance_namespace::{LanceNamespace, NamespaceError};
+use lance_namespace_impls::DirectoryNamespaceBuilder;
 
 use super::error::{EngineError, Result};
+use super::store::{Store, first_line, redact};
+
+/// The delimiter that joins an identifier path into one string.
+pub const DELIMITER: &str = "$";
 
 /// A catalog of Lance tables.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Catalog {
-    uri: String,
+    namespace: Arc<dyn LanceNamespace>,
+    store: Store,
+    root: String,
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog")
+            .field("root", &redact(&self.root))
+            .finish_non_exhaustive()
+    }
+}
+
+/// A table as the catalog knows it.
+#[derive(Clone, Debug)]
+pub struct TableDescription {
+    /// The latest version.
+    pub version: u64,
+    /// Where the table is.
+    pub uri: String,
+    /// Its columns.
+    pub schema: arrow_schema::Schema,
 }
 
 impl Catalog {
-    /// Connects to `dir://PATH`, `dir://s3://BUCKET/PATH` and so on.
-    pub async fn connect(uri: &str, _options: &BTreeMap<String, String>) -> Result<Catalog> {
+    /// Connects to the directory namespace at `dir://PATH`: `dir:///tables`,
+    /// `dir://s3://bucket/path`; `file:///tables` and `s3://bucket/path` mean
+    /// the same. `options` are lance's storage options. Errors: `InvalidInput`
+    /// for a URI of another form, `Unavailable` when the store does not answer.
+    pub async fn connect(uri: &str, options: &BTreeMap<String, String>) -> Result<Catalog> {
+        Self::with_store(uri, Store::new(options)).await
+    }
+
+    /// As [`Catalog::connect`], with `wrapper` around every storage operation
+    /// on tables.
+    pub async fn connect_wrapped(
+        uri: &str,
+        options: &BTreeMap<String, String>,
+        wrapper: Arc<dyn WrappingObjectStore>,
+    ) -> Result<Catalog> {
+        Self::with_store(uri, Store::new(options).wrapped(wrapper)).await
+    }
+
+    async fn with_store(uri: &str, store: Store) -> Result<Catalog> {
+        let root = root_of(uri)?;
+        let namespace = DirectoryNamespaceBuilder::new(&root)
+            .storage_options(store.options().clone())
+            .session(store.session())
+            .build()
+            .await
+            .map_err(|e| EngineError::Unavailable {
+                what: format!("the catalog {}", redact(&root)),
+                why: first_line(&e.to_string()),
+            })?;
         Ok(Catalog {
-            uri: uri.to_string(),
+            namespace: Arc::new(namespace),
+            store,
+            root,
         })
     }
 
-    /// The table's URI.
+    /// What opens the catalog's tables.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The URI of table `id`. Errors: `ViewNotFound`, `Unavailable`.
     pub async fn locate(&self, id: &[String]) -> Result<String> {
-        Err(EngineError::ViewNotFound {
-            view: format!("{} in {}", id.join("$"), self.uri),
+        let missing = || EngineError::ViewNotFound {
+            view: id.join(DELIMITER),
+        };
+        if id.is_empty() || id.iter().any(|part| part.is_empty()) {
+            return Err(missing());
+        }
+        let request = DescribeTableRequest {
+            id: Some(id.to_vec()),
+            vend_credentials: Some(false),
+            ..Default::default()
+        };
+        match self.namespace.describe_table(request).await {
+            Ok(found) => found
+                .table_uri
+                .or(found.location)
+                .map(|uri| uri.trim_end_matches('/').to_string())
+                .ok_or_else(missing),
+            Err(error) => Err(match namespace_error(&error) {
+                Some(
+                    NamespaceError::TableNotFound { .. } | NamespaceError::NamespaceNotFound { .. },
+                ) => missing(),
+                Some(NamespaceError::InvalidInput { message }) => {
+                    EngineError::InvalidInput(message.clone())
+                }
+                // A nested name in a root that has no namespaces.
+                Some(NamespaceError::Unsupported { .. }) if id.len() > 1 => missing(),
+                _ if id.len() > 1 && self.reachable().await => missing(),
+                _ => EngineError::Unavailable {
+                    what: format!("the catalog {}", redact(&self.root)),
+                    why: first_line(&error.to_string()),
+                },
+            }),
+        }
+    }
+
+    /// Opens table `id` at `version` or the latest. `Ok(None)`: the catalog
+    /// has no such table, or the table no such version.
+    pub async fn open(&self, id: &[String], version: Option<u64>) -> Result<Option<Dataset>> {
+        match self.locate(id).await {
+            Ok(uri) => self.store.open(&uri, version).await,
+            Err(EngineError::ViewNotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What table `id` is. Errors: `ViewNotFound`, `Unavailable`.
+    pub async fn describe_table(&self, id: &[String]) -> Result<TableDescription> {
+        let uri = self.locate(id).await?;
+        let dataset =
+            self.store
+                .open(&uri, None)
+                .await?
+                .ok_or_else(|| EngineError::ViewNotFound {
+                    view: id.join(DELIMITER),
+                })?;
+        Ok(TableDescription {
+            version: dataset.version().version,
+            uri,
+            schema: arrow_schema::Schema::from(dataset.schema()),
         })
     }
 
-    /// Whether the catalog answers at all.
+    /// The identifier paths of all tables, by name. Errors: `Unavailable`.
+    pub async fn tables(&self) -> Result<Vec<Vec<String>>> {
+        let unavailable = |error: lance::Error| EngineError::Unavailable {
+            what: format!("the catalog {}", redact(&self.root)),
+            why: first_line(&error.to_string()),
+        };
+        let mut found = Vec::new();
+        let mut namespaces: Vec<Vec<String>> = vec![Vec::new()];
+        while let Some(namespace) = namespaces.pop() {
+            let mut token = None;
+            loop {
+                let page = self
+                    .namespace
+                    .list_tables(ListTablesRequest {
+                        id: Some(namespace.clone()),
+                        page_token: token,
+                        ..Default::default()
+                    })
+                    .await
+                    .map_err(unavailable)?;
+                found.extend(page.tables.iter().map(|name| {
+                    let mut id = namespace.clone();
+                    id.push(name.clone());
+                    id
+                }));
+                token = page.page_token.filter(|t| !t.is_empty());
+                if token.is_none() {
+                    break;
+                }
+            }
+            let mut token = None;
+            loop {
+                let request = ListNamespacesRequest {
+                    id: Some(namespace.clone()),
+                    page_token: token,
+                    ..Default::default()
+                };
+                let page = match self.namespace.list_namespaces(request).await {
+                    Ok(page) => page,
+                    // A root without namespaces need not be able to list them.
+                    Err(error) if namespace_error(&error).is_some() => break,
+                    Err(error) => return Err(unavailable(error)),
+                };
+                namespaces.extend(page.namespaces.iter().map(|name| {
+                    let mut id = namespace.clone();
+                    id.push(name.clone());
+                    id
+                }));
+                token = page.page_token.filter(|t| !t.is_empty());
+                if token.is_none() {
+                    break;
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Whether the catalog answers at all. Errors: `Unavailable`.
     pub async fn ping(&self) -> Result<()> {
-        Ok(())
+        self.namespace
+            .list_tables(ListTablesRequest {
+                id: Some(Vec::new()),
+                limit: Some(1),
+                ..Default::default()
+            })
+            .await
+            .map(|_| ())
+            .map_err(|error| EngineError::Unavailable {
+                what: format!("the catalog {}", redact(&self.root)),
+                why: first_line(&error.to_string()),
+            })
+    }
+
+    async fn reachable(&self) -> bool {
+        self.ping().await.is_ok()
+    }
+}
+
+fn namespace_error(error: &lance::Error) -> Option<&NamespaceError> {
+    match error {
+        lance::Error::Namespace { source, .. } => source.downcast_ref::<NamespaceError>(),
+        _ => None,
+    }
+}
+
+/// The root that a catalog URI names.
+fn root_of(uri: &str) -> Result<String> {
+    let rest = uri.strip_prefix("dir://").unwrap_or(uri);
+    let known = ["file://", "s3://", "gs://", "az://", "memory://"]
+        .iter()
+        .any(|scheme| rest.starts_with(scheme));
+    if known || rest.starts_with('/') || rest.starts_with('.') {
+        Ok(rest.to_string())
+    } else {
+        Err(EngineError::InvalidInput(format!(
+            "the catalog '{}' is not understood; give dir:///PATH or dir://s3://BUCKET/PATH",
+            redact(uri)
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_catalog_is_a_directory_or_a_bucket() {
+        assert_eq!(root_of("dir:///tables").unwrap(), "/tables");
+        assert_eq!(root_of("dir://s3://bucket/a").unwrap(), "s3://bucket/a");
+        assert_eq!(root_of("s3://bucket").unwrap(), "s3://bucket");
+        assert_eq!(root_of("file:///tables").unwrap(), "file:///tables");
+        for wrong in ["", "tables", "http://host/x", "dir://host"] {
+            assert!(root_of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn credentials_in_a_uri_are_not_repeated() {
+        let error = root_of("https://user:secret@host/x?token=hidden").unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+        assert!(!error.to_string().contains("hidden"), "{error}");
     }
 }

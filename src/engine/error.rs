@@ -58,6 +58,16 @@ pub enum EngineError {
         /// What does not fit, and what to do.
         why: String,
     },
+    /// A row of the source makes an expression of the definition fail.
+    #[error(
+        "the rows of view '{view}' cannot be computed ({why}); mend the source's rows or the view's query"
+    )]
+    EvaluationFailed {
+        /// The view.
+        view: String,
+        /// The evaluator's own words.
+        why: String,
+    },
     /// Another view stands under the name now.
     #[error(
         "view '{view}' has incarnation {found}, and the refresh was asked for {expected}; the view was re-created: ask again"
@@ -116,6 +126,7 @@ impl EngineError {
             EngineError::SourceNotFound { .. } => "SourceNotFound",
             EngineError::SourceVersionGone { .. } => "SourceVersionGone",
             EngineError::DefinitionMismatch { .. } => "DefinitionMismatch",
+            EngineError::EvaluationFailed { .. } => "EvaluationFailed",
             EngineError::IncarnationMismatch { .. } => "IncarnationMismatch",
             EngineError::ViewContended { .. } => "ViewContended",
             EngineError::InvalidInput(_) => "InvalidInput",

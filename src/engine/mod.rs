@@ -1,9 +1,57 @@
-//! The refresh engine: brings one view to exactly what its definition says.
+//! The refresh engine: brings one view to exactly what its definition says at
+//! one version of its source. No word of Kubernetes or HTTP here.
 //!
-//! No word of Kubernetes or HTTP here.
+//! # The protocol
+//!
+//! **Pieces.** The source, at one version, is a list of Lance fragments. For a
+//! row-wise view each fragment is a piece; for a view with LIMIT or GROUP BY
+//! the whole source is one. The [`fingerprint`] of a piece covers exactly what
+//! the view reads of it: equal fingerprints give equal rows.
+//!
+//! **Claims.** A [`ledger::Claim`] says that certain view files hold exactly
+//! the rows of certain pieces. That is true for ever. Committed claims are in
+//! one [`ledger`] object for each commit and stand while their files are
+//! *whole* in the view's current Lance manifest. Staged claims are objects of
+//! their own while a refresh runs.
+//!
+//! **The judgement** ([`plan::judge`]) covers the source's pieces by claims. It
+//! gives what is kept, what is added from staged files, what is missing and
+//! must be computed, and which view fragments nothing accounts for and must
+//! go. Incremental refresh, drift repair, retry and resume are this one act.
+//!
+//! **A refresh** ([`refresh`]):
+//! 1. *Plan.* Open source and view, judge, cut what is missing into units
+//!    ([`unit`]), and write the plan, put-if-absent: the first worker fixes
+//!    the source version and the units for all of them.
+//! 2. *Compute.* Each worker computes its share of the units, then what others
+//!    left ([`execute`]): files that no version refers to, then the claim,
+//!    put-if-absent: the first one wins.
+//! 3. *Commit* ([`commit`]). Whoever sees all units done: reopens the view,
+//!    checks that it is still the same one, judges again, writes the ledger,
+//!    looks whether the staged files are all there, and commits adding and
+//!    dropping in one Lance `Update`, with a key that no two refreshes can
+//!    both carry through. Then it reads the version that landed and compares.
+//!    Whatever differs at any point: again from the reopening, or from the
+//!    plan. Nothing is ever committed from a handle that was opened earlier.
+//! 4. *Record* ([`outcome`], [`freshness`]): what was done, by the refresh's
+//!    UID, and which source version the view now equals.
+//!
+//! Readers see the commit or do not. Whoever dies at whatever point leaves a
+//! view as it was or as it shall be, and work that the next one finds.
 
 pub mod catalog;
+pub mod commit;
 pub mod error;
+pub mod execute;
+pub mod fingerprint;
 pub mod freshness;
+pub mod ledger;
 pub mod outcome;
+pub mod paths;
+pub mod plan;
+pub mod refresh;
+pub mod staged;
+pub mod store;
+pub mod unit;
 pub mod view;
+pub mod watermark;

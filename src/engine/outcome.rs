@@ -1,6 +1,27 @@
-//! What a refresh did, as its commit tells it.
+//! What a refresh did, and how that is found again.
+//!
+//! The authority is the Lance commit: its transaction properties carry the
+//! refresh's UID. The outcome object, written right after, is the quick way,
+//! and the only record of a refresh that had nothing to commit.
 
+use std::time::{Duration, SystemTime};
+
+use lance::Dataset;
 use serde::{Deserialize, Serialize};
+
+use super::catalog::Catalog;
+use super::commit::{OUTCOME, REFRESH};
+use super::error::{EngineError, Result};
+use super::ledger::{Ledger, Standing};
+use super::paths;
+use super::plan::Plan;
+use super::store::{Objects, is_missing};
+
+/// How long an outcome object is kept.
+const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// How many versions back a commit is searched for.
+const SEARCHED: u64 = 10_000;
 
 /// How a view was brought up to date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,18 +48,151 @@ pub struct Outcome {
     pub rows_written: u64,
     /// Bytes of data files written.
     pub bytes_written: u64,
-    /// Units in the plan.
+    /// Units that the view consists of.
     pub units_total: u64,
     /// Units whose rows were already right.
     pub units_kept: u64,
 }
 
-/// Looks for the commit of refresh `refresh_uid` in the view's history and
-/// among the outcome objects beside its plan.
-pub async fn find(
-    _catalog: &super::catalog::Catalog,
-    _view: &[String],
-    _refresh_uid: &str,
-) -> super::error::Result<Option<Outcome>> {
+/// Looks for what refresh `refresh` did to view `id`: its outcome object, else
+/// its commit in the view's history since its plan, else its ledger in the
+/// view's current manifest. `Ok(None)`: it has committed nothing. Errors:
+/// `ViewNotFound`, `Unavailable`.
+pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Option<Outcome>> {
+    let uri = catalog.locate(id).await?;
+    let objects = catalog.store().objects(&uri).await?;
+    if let Some(outcome) = objects
+        .get::<Outcome>(&paths::outcome(objects.root(), refresh))
+        .await?
+    {
+        return Ok(Some(outcome));
+    }
+    // A refresh plans before it commits: without a plan there is no commit.
+    let Some(plan) = objects
+        .get::<Plan>(&paths::plan(objects.root(), refresh, 1))
+        .await?
+    else {
+        return Ok(None);
+    };
+    let Some(table) = catalog.store().open(&uri, None).await? else {
+        return Err(EngineError::ViewNotFound {
+            view: id.join(super::catalog::DELIMITER),
+        });
+    };
+    if let Search::Found(outcome) = search(&table, refresh, plan.view_version).await? {
+        return Ok(Some(outcome));
+    }
+    prepared(&objects, &table, refresh).await
+}
+
+/// What a walk through a view's history gave.
+#[derive(Debug, PartialEq)]
+pub enum Search {
+    /// The commit is there.
+    Found(Outcome),
+    /// Every version since was looked at, and it is not there.
+    Absent,
+    /// Versions since were cleaned up: it may have been one of them.
+    Unknown,
+}
+
+/// Walks back from `table` to `since` (exclusive) for the commit of `refresh`.
+pub async fn search(table: &Dataset, refresh: &str, since: u64) -> Result<Search> {
+    let latest = table.version().version;
+    let mut search = Search::Absent;
+    let floor = since.max(latest.saturating_sub(SEARCHED));
+    for version in ((floor + 1)..=latest).rev() {
+        let transaction = match table.read_transaction_by_version(version).await {
+            Ok(Some(transaction)) => transaction,
+            Ok(None) => {
+                search = Search::Unknown;
+                continue;
+            }
+            Err(error) if is_missing(&error) => {
+                search = Search::Unknown;
+                continue;
+            }
+            Err(error) => return Err(super::store::storage("the view's history", error)),
+        };
+        let Some(properties) = &transaction.transaction_properties else {
+            continue;
+        };
+        if properties.get(REFRESH).map(String::as_str) != Some(refresh) {
+            continue;
+        }
+        if let Some(mut outcome) = properties
+            .get(OUTCOME)
+            .and_then(|json| serde_json::from_str::<Outcome>(json).ok())
+        {
+            outcome.view_version = version;
+            return Ok(Search::Found(outcome));
+        }
+    }
+    if floor > since {
+        search = Search::Unknown;
+    }
+    Ok(search)
+}
+
+/// Whether a ledger that `refresh` prepared stands in the view as it is now.
+async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<Option<Outcome>> {
+    let names: Vec<&str> = table
+        .schema()
+        .fields
+        .iter()
+        .map(|f| f.name.as_str())
+        .collect();
+    for listed in objects
+        .list(&paths::ledgers(objects.root()))
+        .await?
+        .iter()
+        .rev()
+        .filter(|l| l.name.contains(refresh))
+    {
+        let Some(ledger) = objects.get::<Ledger>(&listed.path).await? else {
+            continue;
+        };
+        let standing = Standing::new(table.fragments(), table.schema(), names.iter().copied());
+        let mine: Vec<_> = ledger
+            .claims
+            .iter()
+            .filter(|c| c.refresh == refresh && !c.fragments.is_empty())
+            .collect();
+        if !mine.is_empty()
+            && ledger
+                .claims
+                .iter()
+                .all(|claim| standing.fragments_of(claim).is_some())
+        {
+            return Ok(Some(ledger.outcome));
+        }
+    }
     Ok(None)
+}
+
+/// Records what `refresh` did. The first record stays.
+pub async fn record(objects: &Objects, refresh: &str, outcome: &Outcome) -> Result<Outcome> {
+    let path = paths::outcome(objects.root(), refresh);
+    if objects.create(&path, outcome).await? {
+        return Ok(outcome.clone());
+    }
+    Ok(objects
+        .get::<Outcome>(&path)
+        .await?
+        .unwrap_or_else(|| outcome.clone()))
+}
+
+/// Deletes outcomes that nobody will ask for any more.
+pub async fn prune(objects: &Objects, now: SystemTime) -> Result<()> {
+    let old = objects
+        .list(&paths::outcomes(objects.root()))
+        .await?
+        .into_iter()
+        .filter(|o| {
+            now.duration_since(o.modified)
+                .is_ok_and(|age| age > KEPT_FOR)
+        })
+        .map(|o| o.path)
+        .collect();
+    objects.delete(old).await
 }

@@ -1,14 +1,30 @@
 //! What a view is: its kind, its dialect, and what it reads.
+//!
+//! One file a dialect: [`lancedb`] reads the SQL views of lancedb (both
+//! forms), [`geneva`] recognises Geneva's. [`sql`] plans and evaluates a SQL
+//! view over its source, with [`unnest`] and [`grouped`] for the two shapes
+//! that a plain Lance scan cannot express.
 
-use super::catalog::Catalog;
-use super::error::Result;
+pub mod geneva;
+pub mod grouped;
+pub mod lancedb;
+pub mod sql;
+pub mod unnest;
+
+use std::collections::HashMap;
+
+use ::lancedb::materialized_view::MaterializedViewDefinition;
+use lance::Dataset;
+
+use super::catalog::{Catalog, DELIMITER};
+use super::error::{EngineError, Result};
 
 /// What a view computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ViewKind {
     /// A SQL query in lancedb's own grammar.
     Sql,
-    /// A SQL query broader than that.
+    /// A SQL query broader than that (joins, several sources, windows, …).
     GeneralSql,
     /// A Geneva query view, with Python columns perhaps.
     GenevaQuery,
@@ -16,8 +32,27 @@ pub enum ViewKind {
     GenevaChunker,
     /// A Geneva table-function view.
     GenevaUdtf,
-    /// A format newer than this version knows.
+    /// A format that this version does not know, by its tag.
     Newer(String),
+}
+
+impl ViewKind {
+    /// The kind in words, with its article.
+    pub fn in_words(&self) -> String {
+        match self {
+            ViewKind::Sql => "a SQL view".to_string(),
+            ViewKind::GeneralSql => "a general SQL view".to_string(),
+            ViewKind::GenevaQuery => "a Geneva query view".to_string(),
+            ViewKind::GenevaChunker => "a Geneva chunker view".to_string(),
+            ViewKind::GenevaUdtf => "a Geneva table-function (udtf) view".to_string(),
+            ViewKind::Newer(tag) => format!("a view of format {tag}"),
+        }
+    }
+
+    /// Whether `output_limit` may be given: it trims what a chunker expands.
+    pub fn takes_output_limit(&self) -> bool {
+        matches!(self, ViewKind::GenevaChunker)
+    }
 }
 
 /// What a view is, without having planned anything.
@@ -31,27 +66,105 @@ pub struct ViewInfo {
     pub version: u64,
     /// What it computes.
     pub kind: ViewKind,
-    /// Whether relance can refresh it, else the sentence that says why not.
+    /// Why relance cannot refresh it, where it cannot: the end of a sentence.
     pub unsupported: Option<String>,
     /// `mv.incarnation`, where the view has one.
     pub incarnation: Option<String>,
     /// The source tables' identifier paths.
     pub sources: Vec<Vec<String>>,
-    /// The defining SQL, where it is one.
+    /// The defining SQL as stored, where it is SQL.
     pub sql: Option<String>,
+    /// What lancedb's grammar makes of the SQL, where it can.
+    pub definition: Option<MaterializedViewDefinition>,
+    /// The stored definition as it is, to tell whether it was changed.
+    pub raw: String,
+}
+
+impl ViewInfo {
+    /// The identifier path as one string.
+    pub fn name(&self) -> String {
+        self.id.join(DELIMITER)
+    }
+
+    /// `Unsupported` if relance cannot refresh the view.
+    pub fn require_refreshable(&self) -> Result<()> {
+        match &self.unsupported {
+            None => Ok(()),
+            Some(why) => Err(EngineError::Unsupported {
+                view: self.name(),
+                kind: self.kind.in_words(),
+                why: why.clone(),
+            }),
+        }
+    }
+
+    /// `IncarnationMismatch` unless the view is the one that was `expected`.
+    pub fn require_incarnation(&self, expected: Option<&str>) -> Result<()> {
+        let Some(expected) = expected else {
+            return Ok(());
+        };
+        if self.incarnation.as_deref() == Some(expected) {
+            return Ok(());
+        }
+        Err(EngineError::IncarnationMismatch {
+            view: self.name(),
+            expected: expected.to_string(),
+            found: self
+                .incarnation
+                .clone()
+                .unwrap_or_else(|| "(none)".to_string()),
+        })
+    }
 }
 
 /// Reads what view `id` is. Errors: `ViewNotFound`, `NotAView`, `Unavailable`.
 pub async fn inspect(catalog: &Catalog, id: &[String]) -> Result<ViewInfo> {
+    open(catalog, id).await.map(|(info, _)| info)
+}
+
+/// As [`inspect`], with the view's table as it is now, freshly opened.
+pub async fn open(catalog: &Catalog, id: &[String]) -> Result<(ViewInfo, Dataset)> {
     let uri = catalog.locate(id).await?;
+    let dataset =
+        catalog
+            .store()
+            .open(&uri, None)
+            .await?
+            .ok_or_else(|| EngineError::ViewNotFound {
+                view: id.join(DELIMITER),
+            })?;
+    let info = read(id, &uri, &dataset)?;
+    Ok((info, dataset))
+}
+
+/// What the table `dataset` says of itself. Errors: `NotAView`.
+pub fn read(id: &[String], uri: &str, dataset: &Dataset) -> Result<ViewInfo> {
+    let metadata: &HashMap<String, String> = &dataset.schema().metadata;
+    let described = lancedb::describe(metadata)
+        .or_else(|| geneva::describe(metadata))
+        .ok_or_else(|| EngineError::NotAView {
+            view: id.join(DELIMITER),
+        })?;
     Ok(ViewInfo {
         id: id.to_vec(),
-        uri,
-        version: 0,
-        kind: ViewKind::Sql,
-        unsupported: None,
-        incarnation: None,
-        sources: Vec::new(),
-        sql: None,
+        uri: uri.to_string(),
+        version: dataset.version().version,
+        kind: described.kind,
+        unsupported: described.unsupported,
+        incarnation: metadata.get(lancedb::INCARNATION).cloned(),
+        sources: described.sources,
+        sql: described.sql,
+        definition: described.definition,
+        raw: described.raw,
     })
+}
+
+/// What a dialect makes of a table's metadata.
+pub(crate) struct Described {
+    pub kind: ViewKind,
+    pub unsupported: Option<String>,
+    pub sources: Vec<Vec<String>>,
+    pub sql: Option<String>,
+    pub definition: Option<MaterializedViewDefinition>,
+    pub raw: String,
 }

@@ -1,0 +1,145 @@
+//! Computes units: scan, evaluate, write files that no version refers to yet,
+//! and record the claim.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use lance::Dataset;
+use lance::dataset::transaction::Operation;
+use lance::dataset::{InsertBuilder, WriteDestination, WriteMode, WriteParams};
+use lance_table::format::Fragment;
+
+use super::error::EngineError;
+use super::fingerprint::Fingerprint;
+use super::ledger::Claim;
+use super::store::{first_line, is_missing};
+use super::view::sql::Planned;
+
+/// What units are computed from and written to. All of it at fixed versions.
+#[derive(Clone)]
+pub struct Workbench {
+    /// The view's name, for messages.
+    pub view_name: String,
+    /// The source, at the plan's version.
+    pub source: Arc<Dataset>,
+    /// The view's table, which the files are written for.
+    pub table: Arc<Dataset>,
+    /// The view's definition over that source.
+    pub planned: Arc<Planned>,
+    /// UID of the refresh.
+    pub refresh: String,
+    /// Most rows in one fragment; lance's default if `None`.
+    pub max_rows_per_fragment: Option<u64>,
+}
+
+/// Why a unit was not computed.
+#[derive(Debug)]
+pub enum UnitError {
+    /// A file of the source version is gone: it was cleaned up meanwhile.
+    SourceGone,
+    /// Anything else.
+    Other(EngineError),
+}
+
+impl Workbench {
+    /// Computes the rows of `fragments` (of the whole source, if `None`) and
+    /// stages them. The claim is not recorded yet.
+    pub async fn compute(
+        &self,
+        fragments: Option<Vec<Fragment>>,
+        inputs: Vec<Fingerprint>,
+    ) -> std::result::Result<Claim, UnitError> {
+        let rows = self
+            .planned
+            .evaluate(&self.source, fragments)
+            .await
+            .map_err(|e| self.sort(e))?;
+        let mut rows = Box::pin(rows.peekable());
+        // The writer wants a first batch; a unit without rows has no file.
+        loop {
+            match rows.as_mut().peek().await {
+                None => return Ok(self.claim(inputs, Vec::new())),
+                Some(Ok(batch)) if batch.num_rows() == 0 => {
+                    rows.next().await;
+                }
+                Some(_) => break,
+            }
+        }
+        let schema = Arc::new(arrow_schema::Schema::from(self.table.schema()));
+        let rows = datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema, rows);
+        let rows: datafusion::physical_plan::SendableRecordBatchStream = Box::pin(rows);
+        let mut params = WriteParams {
+            mode: WriteMode::Append,
+            ..Default::default()
+        };
+        if let Some(rows) = self.max_rows_per_fragment {
+            params.max_rows_per_file = usize::try_from(rows).unwrap_or(usize::MAX);
+            params.max_rows_per_group = params.max_rows_per_group.min(params.max_rows_per_file);
+        }
+        let staged = InsertBuilder::new(WriteDestination::Dataset(self.table.clone()))
+            .with_params(&params)
+            .execute_uncommitted_stream(rows)
+            .await
+            .map_err(|e| self.sort(e))?;
+        match staged.operation {
+            Operation::Append { fragments } => Ok(self.claim(inputs, fragments)),
+            other => Err(UnitError::Other(EngineError::Internal(format!(
+                "staging rows gave the operation {other}, and an append was expected"
+            )))),
+        }
+    }
+
+    fn claim(&self, inputs: Vec<Fingerprint>, fragments: Vec<Fragment>) -> Claim {
+        Claim {
+            inputs,
+            refresh: self.refresh.clone(),
+            rows: fragments
+                .iter()
+                .map(|f| f.physical_rows.unwrap_or(0) as u64)
+                .sum(),
+            bytes: fragments
+                .iter()
+                .flat_map(|f| &f.files)
+                .map(|f| f.file_size_bytes.get().map_or(0, |b| b.get()))
+                .sum(),
+            fragments,
+        }
+    }
+
+    /// Sorts an error of lance into storage (try again) and evaluation (the
+    /// rows cannot be computed, whoever tries).
+    fn sort(&self, error: lance::Error) -> UnitError {
+        let mut of_storage = matches!(error, lance::Error::IO { .. });
+        let mut missing = is_missing(&error);
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(current) = cause {
+            if let Some(store) = current.downcast_ref::<object_store::Error>() {
+                of_storage = true;
+                missing |= matches!(store, object_store::Error::NotFound { .. });
+            } else if let Some(io) = current.downcast_ref::<std::io::Error>() {
+                of_storage = true;
+                missing |= io.kind() == std::io::ErrorKind::NotFound;
+            } else if let Some(lance) = current.downcast_ref::<lance::Error>() {
+                of_storage |= matches!(lance, lance::Error::IO { .. });
+                missing |= is_missing(lance);
+            }
+            cause = current.source();
+        }
+        if missing {
+            UnitError::SourceGone
+        } else if of_storage {
+            UnitError::Other(EngineError::Unavailable {
+                what: format!(
+                    "storage, while rows of view '{}' were computed,",
+                    self.view_name
+                ),
+                why: first_line(&error.to_string()),
+            })
+        } else {
+            UnitError::Other(EngineError::EvaluationFailed {
+                view: self.view_name.clone(),
+                why: first_line(&error.to_string()),
+            })
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Claims and their ledger.
+//!
+//! A [`Claim`] says: "these files hold exactly the rows that come of these
+//! inputs". That stays true for ever; whether the files may be used does not.
+//!
+//! - A *committed* claim is in a [`Ledger`], an object written just before the
+//!   commit that made its files part of the view. It stands while its files
+//!   are in the view's current Lance manifest, whole ([`Standing`]).
+//! - A *staged* claim is an object of its own while its refresh runs. It may be
+//!   used if its files were never in a committed version (one that was can be
+//!   cleaned up at any time), are younger than [`STAGED_FOR`] by the store's
+//!   own clock (lance deletes unreferenced files after seven days), and are
+//!   there when looked at just before the commit.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use lance_core::datatypes::Schema;
+use lance_table::format::Fragment;
+use serde::{Deserialize, Serialize};
+
+use super::error::Result;
+use super::fingerprint::Fingerprint;
+use super::outcome::Outcome;
+use super::paths;
+use super::store::Objects;
+
+/// How long a staged file may be used.
+pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
+
+/// How many ledgers are kept. More than one, so that claims revive when a
+/// user restores an earlier version of the view.
+pub const LEDGERS_KEPT: usize = 16;
+
+/// "These files hold exactly the rows of these inputs."
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// The fingerprints of the source fragments it was computed from, in order.
+    pub inputs: Vec<Fingerprint>,
+    /// UID of the refresh that computed it.
+    pub refresh: String,
+    /// How many rows it holds.
+    pub rows: u64,
+    /// How many bytes its files have.
+    pub bytes: u64,
+    /// The view's fragments as they were staged: without the ids and row ids
+    /// that a commit gives them. None where no row came out.
+    pub fragments: Vec<Fragment>,
+}
+
+impl Claim {
+    /// What identifies the claim among those of one view.
+    pub fn id(&self) -> Fingerprint {
+        Fingerprint::of_all(&self.inputs)
+    }
+
+    /// The paths of its data files, relative to the view's data folder.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.fragments
+            .iter()
+            .flat_map(|fragment| fragment.files.iter().map(|file| file.path.as_str()))
+    }
+}
+
+/// The claims of one commit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ledger {
+    /// UID of the refresh.
+    pub refresh: String,
+    /// The view version that the commit was made on top of.
+    pub read_version: u64,
+    /// What the refresh did; its view version is a guess until the commit landed.
+    pub outcome: Outcome,
+    /// Every claim that the view consists of after the commit.
+    pub claims: Vec<Claim>,
+}
+
+/// Which of a view's files are whole, in one of its Lance manifests.
+pub struct Standing {
+    /// For each file that is whole: the id of its fragment.
+    whole: HashMap<String, u64>,
+    fragments: HashSet<u64>,
+}
+
+impl Standing {
+    /// Looks at the fragments of a view whose `columns` a refresh computes. A
+    /// file is *whole* if it is there once, without deletions or overlays, and
+    /// holds every field of those columns live: nobody took or changed a value.
+    pub fn new<'a>(
+        fragments: &[Fragment],
+        schema: &Schema,
+        columns: impl Iterator<Item = &'a str>,
+    ) -> Standing {
+        let mut fields = HashSet::new();
+        for name in columns {
+            if let Some(field) = schema.fields.iter().find(|f| f.name == name) {
+                collect(field, &mut fields);
+            }
+        }
+        let mut whole: HashMap<String, u64> = HashMap::new();
+        let mut twice = HashSet::new();
+        for fragment in fragments {
+            for file in &fragment.files {
+                let live: HashSet<i32> = file.fields.iter().copied().collect();
+                let intact = fragment.deletion_file.is_none()
+                    && fragment.overlays.is_empty()
+                    && fields.iter().all(|id| live.contains(id));
+                if whole.contains_key(&file.path) {
+                    twice.insert(file.path.clone());
+                }
+                if intact {
+                    whole.insert(file.path.clone(), fragment.id);
+                }
+            }
+        }
+        whole.retain(|path, _| !twice.contains(path));
+        Standing {
+            whole,
+            fragments: fragments.iter().map(|f| f.id).collect(),
+        }
+    }
+
+    /// The ids of the fragments that `claim`'s files are in now, if all of
+    /// them are whole.
+    pub fn fragments_of(&self, claim: &Claim) -> Option<Vec<u64>> {
+        claim
+            .fragments
+            .iter()
+            .map(|fragment| match fragment.files.as_slice() {
+                [file] => self.whole.get(&file.path).copied(),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The ids of all fragments.
+    pub fn fragments(&self) -> &HashSet<u64> {
+        &self.fragments
+    }
+
+    /// The ids of the fragments that none of `claims` accounts for.
+    pub fn unaccounted<'a>(&self, claims: impl Iterator<Item = &'a Claim>) -> Vec<u64> {
+        let accounted: HashSet<u64> = claims
+            .filter_map(|claim| self.fragments_of(claim))
+            .flatten()
+            .collect();
+        let mut rest: Vec<u64> = self.fragments.difference(&accounted).copied().collect();
+        rest.sort_unstable();
+        rest
+    }
+}
+
+/// Field ids that hold values: leaves, and lists and structs for their own validity.
+fn collect(field: &lance_core::datatypes::Field, ids: &mut HashSet<i32>) {
+    // Data files of version 2 list the leaves alone or every level, by
+    // encoding; the leaves are in both.
+    if field.children.is_empty() {
+        ids.insert(field.id);
+    }
+    for child in &field.children {
+        collect(child, ids);
+    }
+}
+
+/// Reads ledgers, the newest first, until one accounts for every fragment of
+/// the view (or all are read). Their claims are returned as they are: the
+/// caller judges which of them stand.
+pub async fn read(objects: &Objects, standing: &Standing) -> Result<Vec<Ledger>> {
+    let mut found = Vec::new();
+    let listed = objects.list(&paths::ledgers(objects.root())).await?;
+    for object in listed.iter().rev().take(LEDGERS_KEPT) {
+        let Some(ledger) = objects.get::<Ledger>(&object.path).await? else {
+            continue;
+        };
+        found.push(ledger);
+        let accounted = found.iter().flat_map(|l: &Ledger| l.claims.iter());
+        if standing.unaccounted(accounted).is_empty() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Deletes all but the newest ledgers.
+pub async fn prune(objects: &Objects) -> Result<()> {
+    let listed = objects.list(&paths::ledgers(objects.root())).await?;
+    let surplus = listed.len().saturating_sub(LEDGERS_KEPT);
+    objects
+        .delete(listed.into_iter().take(surplus).map(|o| o.path).collect())
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_schema::{DataType, Field, Schema as ArrowSchema};
+    use lance_table::format::{DataFile, DeletionFile, DeletionFileType};
+
+    use super::*;
+
+    fn schema() -> Schema {
+        let mut schema = Schema::try_from(&ArrowSchema::new(vec![
+            Field::new("a", DataType::Int64, true),
+            Field::new("b", DataType::Utf8, true),
+        ]))
+        .unwrap();
+        schema.set_field_id(None);
+        schema
+    }
+
+    fn file(path: &str, fields: &[i32]) -> DataFile {
+        let columns: Vec<i32> = (0..fields.len() as i32).collect();
+        DataFile::new(path, fields.to_vec(), columns, 2, 0, None, None)
+    }
+
+    fn fragment(id: u64, files: Vec<DataFile>) -> Fragment {
+        let mut fragment = Fragment::new(id);
+        fragment.files = files;
+        fragment
+    }
+
+    fn claim(path: &str) -> Claim {
+        Claim {
+            inputs: vec![Fingerprint::of_text(path)],
+            refresh: "r".into(),
+            rows: 1,
+            bytes: 1,
+            fragments: vec![fragment(0, vec![file(path, &[0, 1])])],
+        }
+    }
+
+    fn standing(fragments: &[Fragment]) -> Standing {
+        Standing::new(fragments, &schema(), ["a", "b"].into_iter())
+    }
+
+    #[test]
+    fn a_file_in_the_manifest_once_and_untouched_is_whole() {
+        let now = standing(&[fragment(4, vec![file("x", &[0, 1])])]);
+        assert_eq!(now.fragments_of(&claim("x")), Some(vec![4]));
+        assert_eq!(now.fragments_of(&claim("y")), None);
+        assert_eq!(now.unaccounted([claim("y")].iter()), [4]);
+        assert!(now.unaccounted([claim("x")].iter()).is_empty());
+    }
+
+    #[test]
+    fn a_foreign_column_beside_it_does_not_matter() {
+        let now = standing(&[fragment(4, vec![file("x", &[0, 1]), file("z", &[9])])]);
+        assert_eq!(now.fragments_of(&claim("x")), Some(vec![4]));
+    }
+
+    #[test]
+    fn deleted_rows_rewritten_columns_and_doubled_files_are_not_whole() {
+        let mut deleted = fragment(4, vec![file("x", &[0, 1])]);
+        deleted.deletion_file = Some(DeletionFile {
+            read_version: 1,
+            id: 1,
+            file_type: DeletionFileType::Array,
+            num_deleted_rows: None,
+            base_id: None,
+        });
+        assert_eq!(standing(&[deleted]).fragments_of(&claim("x")), None);
+        let rewritten = fragment(4, vec![file("x", &[0, -2]), file("z", &[1])]);
+        assert_eq!(standing(&[rewritten]).fragments_of(&claim("x")), None);
+        let doubled = [
+            fragment(4, vec![file("x", &[0, 1])]),
+            fragment(5, vec![file("x", &[0, 1])]),
+        ];
+        assert_eq!(standing(&doubled).fragments_of(&claim("x")), None);
+    }
+
+    #[test]
+    fn a_claim_without_rows_always_stands() {
+        let mut empty = claim("x");
+        empty.fragments.clear();
+        assert_eq!(standing(&[]).fragments_of(&empty), Some(vec![]));
+    }
+}

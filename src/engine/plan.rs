@@ -1,0 +1,239 @@
+//! What a refresh keeps, what it computes, and what it drops.
+//!
+//! [`judge`] is the one judgement: a refresh makes it to see what is left to
+//! compute, and makes it again on a freshly opened view just before each
+//! commit. It is pure; [`super::refresh`] brings it what it looks at.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::fingerprint::Fingerprint;
+use super::ledger::{Claim, Standing};
+
+/// What an attempt of a refresh set out to do: the first worker to write it
+/// fixes it for the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// The source version that the view is brought to.
+    pub source_version: u64,
+    /// The timestamp of that version's manifest, in nanoseconds since 1970: a
+    /// re-created source has other ones.
+    pub source_timestamp: u64,
+    /// The view's version when the plan was made. No commit of this refresh
+    /// is older.
+    pub view_version: u64,
+    /// The units to compute, as positions in the source version's fragments.
+    pub units: Vec<Vec<usize>>,
+}
+
+/// The judgement.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Judgement {
+    /// Claims whose files are in the view already.
+    pub kept: Vec<Claim>,
+    /// Claims whose files are staged, and will be in the view.
+    pub added: Vec<Claim>,
+    /// Positions of inputs that no claim covers.
+    pub missing: Vec<usize>,
+    /// Ids of the view's fragments that no kept claim accounts for.
+    pub dropped: Vec<u64>,
+}
+
+impl Judgement {
+    /// Whether the view is right as it is.
+    pub fn is_done(&self) -> bool {
+        self.missing.is_empty()
+            && self.added.iter().all(|c| c.fragments.is_empty())
+            && self.dropped.is_empty()
+    }
+}
+
+/// Covers `inputs` (the fingerprints of what the view is computed from, in
+/// the source's order) by claims: `committed` ones that stand, then `staged`
+/// ones. A claim counts only as a whole, and each input is covered once.
+pub fn judge(
+    inputs: &[Fingerprint],
+    standing: &Standing,
+    committed: &[Claim],
+    staged: &[Claim],
+) -> Judgement {
+    // Two equal inputs (the same file twice in a source) are two pieces.
+    let mut open: HashMap<&Fingerprint, Vec<usize>> = HashMap::new();
+    for (at, input) in inputs.iter().enumerate().rev() {
+        open.entry(input).or_default().push(at);
+    }
+    let mut judgement = Judgement::default();
+    let mut used: HashSet<&str> = HashSet::new();
+    let mut accounted: HashSet<u64> = HashSet::new();
+
+    for claim in committed {
+        let Some(fragments) = standing.fragments_of(claim) else {
+            continue;
+        };
+        if claim.files().any(|file| used.contains(file)) || !take(&mut open, &claim.inputs) {
+            continue;
+        }
+        used.extend(claim.files());
+        accounted.extend(fragments);
+        judgement.kept.push(claim.clone());
+    }
+    for claim in staged {
+        if claim.files().any(|file| used.contains(file)) || !take(&mut open, &claim.inputs) {
+            continue;
+        }
+        used.extend(claim.files());
+        judgement.added.push(claim.clone());
+    }
+    judgement.missing = open.into_values().flatten().collect();
+    judgement.missing.sort_unstable();
+    judgement.dropped = standing
+        .fragments()
+        .iter()
+        .filter(|id| !accounted.contains(id))
+        .copied()
+        .collect();
+    judgement.dropped.sort_unstable();
+    judgement
+}
+
+/// Takes one open position for each of `wanted`, or none at all.
+fn take(open: &mut HashMap<&Fingerprint, Vec<usize>>, wanted: &[Fingerprint]) -> bool {
+    if wanted.is_empty() {
+        return false;
+    }
+    let mut counts: HashMap<&Fingerprint, usize> = HashMap::new();
+    for input in wanted {
+        *counts.entry(input).or_default() += 1;
+    }
+    if counts
+        .iter()
+        .any(|(input, count)| open.get(*input).map_or(0, Vec::len) < *count)
+    {
+        return false;
+    }
+    for input in wanted {
+        if let Some(positions) = open.get_mut(input) {
+            positions.pop();
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_schema::{DataType, Field, Schema as ArrowSchema};
+    use lance_core::datatypes::Schema;
+    use lance_table::format::{DataFile, Fragment};
+
+    use super::*;
+
+    fn input(name: &str) -> Fingerprint {
+        Fingerprint::of_text(name)
+    }
+
+    fn inputs(names: &[&str]) -> Vec<Fingerprint> {
+        names.iter().map(|name| input(name)).collect()
+    }
+
+    fn fragment(id: u64, path: &str) -> Fragment {
+        let mut fragment = Fragment::new(id);
+        fragment.files = vec![DataFile::new(path, vec![0], vec![0], 2, 0, None, None)];
+        fragment
+    }
+
+    fn claim(names: &[&str], path: &str) -> Claim {
+        Claim {
+            inputs: inputs(names),
+            refresh: "r".into(),
+            rows: 1,
+            bytes: 1,
+            fragments: vec![fragment(0, path)],
+        }
+    }
+
+    fn view(fragments: &[Fragment]) -> Standing {
+        let mut schema = Schema::try_from(&ArrowSchema::new(vec![Field::new(
+            "a",
+            DataType::Int64,
+            true,
+        )]))
+        .unwrap();
+        schema.set_field_id(None);
+        Standing::new(fragments, &schema, ["a"].into_iter())
+    }
+
+    #[test]
+    fn an_append_keeps_what_stands_and_misses_the_rest() {
+        let view = view(&[fragment(1, "x")]);
+        let now = judge(&inputs(&["a", "b"]), &view, &[claim(&["a"], "x")], &[]);
+        assert_eq!(now.kept.len(), 1);
+        assert_eq!(now.missing, [1]);
+        assert!(now.dropped.is_empty());
+        assert!(!now.is_done());
+    }
+
+    #[test]
+    fn an_unchanged_source_needs_nothing() {
+        let view = view(&[fragment(1, "x")]);
+        let now = judge(&inputs(&["a"]), &view, &[claim(&["a"], "x")], &[]);
+        assert!(now.is_done());
+    }
+
+    #[test]
+    fn a_fragment_that_the_source_lost_is_dropped() {
+        let view = view(&[fragment(1, "x"), fragment(2, "y")]);
+        let claims = [claim(&["a"], "x"), claim(&["b"], "y")];
+        let now = judge(&inputs(&["b"]), &view, &claims, &[]);
+        assert_eq!(now.dropped, [1]);
+        assert_eq!(now.kept, [claims[1].clone()]);
+    }
+
+    #[test]
+    fn rows_that_others_put_into_the_view_are_dropped() {
+        let view = view(&[fragment(1, "x"), fragment(9, "foreign")]);
+        let now = judge(&inputs(&["a"]), &view, &[claim(&["a"], "x")], &[]);
+        assert_eq!(now.dropped, [9]);
+        assert!(!now.is_done());
+    }
+
+    #[test]
+    fn a_claim_of_several_inputs_counts_only_as_a_whole() {
+        let view = view(&[fragment(1, "x")]);
+        let now = judge(&inputs(&["a", "c"]), &view, &[claim(&["a", "b"], "x")], &[]);
+        assert!(now.kept.is_empty());
+        assert_eq!(now.missing, [0, 1]);
+        assert_eq!(now.dropped, [1]);
+    }
+
+    #[test]
+    fn a_staged_claim_covers_what_no_committed_one_does() {
+        let view = view(&[fragment(1, "x")]);
+        let staged = [claim(&["a"], "again"), claim(&["b"], "y")];
+        let now = judge(&inputs(&["a", "b"]), &view, &[claim(&["a"], "x")], &staged);
+        assert_eq!(now.added, [staged[1].clone()]);
+        assert!(now.missing.is_empty());
+    }
+
+    #[test]
+    fn two_claims_of_one_input_never_both_count() {
+        let view = view(&[fragment(1, "x"), fragment(2, "y")]);
+        let claims = [claim(&["a"], "x"), claim(&["a"], "y")];
+        let now = judge(&inputs(&["a"]), &view, &claims, &[]);
+        assert_eq!(now.kept.len(), 1);
+        assert_eq!(now.dropped, [2]);
+        // One file never counts for two inputs either.
+        let doubled = [claim(&["a"], "x"), claim(&["b"], "x")];
+        let now = judge(&inputs(&["a", "b"]), &view, &doubled, &[]);
+        assert_eq!(now.kept.len(), 1);
+        assert_eq!(now.missing, [1]);
+    }
+
+    #[test]
+    fn equal_inputs_are_pieces_of_their_own() {
+        let view = view(&[]);
+        let now = judge(&inputs(&["a", "a"]), &view, &[], &[claim(&["a"], "x")]);
+        assert_eq!(now.missing, [1]);
+    }
+}

@@ -1,0 +1,302 @@
+//! Storage as the engine sees it: Lance tables opened afresh, and small JSON
+//! objects beside them.
+//!
+//! Every access goes through one [`Store`], so that a wrapper given to it (the
+//! fault injector of the tests, a throttle) sees all of them, Lance's included.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use lance::Dataset;
+use lance::dataset::builder::DatasetBuilder;
+use lance::session::Session;
+use lance_io::object_store::{
+    ObjectStore, ObjectStoreParams, ObjectStoreRegistry, StorageOptionsAccessor,
+    WrappingObjectStore,
+};
+use object_store::path::Path;
+use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::{EngineError, Result};
+
+/// Bytes of index cache in the session of one opened table.
+const INDEX_CACHE: usize = 16 << 20;
+/// Bytes of metadata cache in the session of one opened table.
+const METADATA_CACHE: usize = 64 << 20;
+
+/// Opens tables and the objects beside them, with one set of options.
+#[derive(Clone)]
+pub struct Store {
+    options: HashMap<String, String>,
+    wrapper: Option<Arc<dyn WrappingObjectStore>>,
+    registry: Arc<ObjectStoreRegistry>,
+}
+
+impl std::fmt::Debug for Store {
+    // The options may hold credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// A store with lance's `storage_options` (credentials among them, or else
+    /// from the environment, as the object-store libraries read them).
+    pub fn new(options: &BTreeMap<String, String>) -> Self {
+        Self {
+            options: options
+                .iter()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+            wrapper: None,
+            registry: Arc::new(ObjectStoreRegistry::default()),
+        }
+    }
+
+    /// The same store, with every operation passing through `wrapper`.
+    pub fn wrapped(mut self, wrapper: Arc<dyn WrappingObjectStore>) -> Self {
+        self.wrapper = Some(wrapper);
+        self.registry = Arc::new(ObjectStoreRegistry::default());
+        self
+    }
+
+    /// Lance's storage options.
+    pub fn options(&self) -> &HashMap<String, String> {
+        &self.options
+    }
+
+    /// A session of its own: lance caches transactions by version number
+    /// alone, so a session must not outlive a look at one table.
+    pub fn session(&self) -> Arc<Session> {
+        Arc::new(Session::new(
+            INDEX_CACHE,
+            METADATA_CACHE,
+            self.registry.clone(),
+        ))
+    }
+
+    fn params(&self) -> ObjectStoreParams {
+        ObjectStoreParams {
+            storage_options_accessor: (!self.options.is_empty()).then(|| {
+                Arc::new(StorageOptionsAccessor::with_static_options(
+                    self.options.clone(),
+                ))
+            }),
+            object_store_wrapper: self.wrapper.clone(),
+            ..Default::default()
+        }
+    }
+
+    /// Opens the table at `uri`, freshly, at `version` or the latest.
+    /// `Ok(None)`: no table, or no such version.
+    pub async fn open(&self, uri: &str, version: Option<u64>) -> Result<Option<Dataset>> {
+        let mut builder = DatasetBuilder::from_uri(uri)
+            .with_session(self.session())
+            .with_store_params(self.params());
+        if let Some(version) = version {
+            builder = builder.with_version(version);
+        }
+        match builder.load().await {
+            Ok(dataset) => Ok(Some(dataset)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(storage(&format!("the table at {}", redact(uri)), error)),
+        }
+    }
+
+    /// The objects in the folder of the table at `uri`.
+    pub async fn objects(&self, uri: &str) -> Result<Objects> {
+        let (store, root) =
+            ObjectStore::from_uri_and_params(self.registry.clone(), uri, &self.params())
+                .await
+                .map_err(|e| storage(&format!("the store of {}", redact(uri)), e))?;
+        Ok(Objects { store, root })
+    }
+}
+
+/// The objects in one table's folder.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    store: Arc<ObjectStore>,
+    root: Path,
+}
+
+/// An object as a listing shows it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The full path.
+    pub path: Path,
+    /// The last part of the path.
+    pub name: String,
+    /// When it was written, by the store's own clock.
+    pub modified: SystemTime,
+}
+
+impl Objects {
+    /// The table's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Writes `value` as JSON unless the object is there already. Returns
+    /// whether this call wrote it.
+    pub async fn create<T: Serialize>(&self, path: &Path, value: &T) -> Result<bool> {
+        let options = PutOptions {
+            mode: PutMode::Create,
+            ..Default::default()
+        };
+        match self.store.inner.put_opts(path, json(value)?, options).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(object(path, error)),
+        }
+    }
+
+    /// Writes `value` as JSON over whatever is there.
+    pub async fn put<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
+        self.store
+            .inner
+            .put_opts(path, json(value)?, PutOptions::default())
+            .await
+            .map(|_| ())
+            .map_err(|e| object(path, e))
+    }
+
+    /// The object's JSON, or `None` if it is not there. An object that cannot
+    /// be parsed counts as absent: all that relance keeps can be made anew.
+    pub async fn get<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>> {
+        Ok(self
+            .read(path)
+            .await?
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    async fn read(&self, path: &Path) -> Result<Option<Bytes>> {
+        match self.store.inner.get(path).await {
+            Ok(found) => found.bytes().await.map(Some).map_err(|e| object(path, e)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(object(path, error)),
+        }
+    }
+
+    /// When the object was written, by the store's clock; `None` if it is not there.
+    pub async fn modified(&self, path: &Path) -> Result<Option<SystemTime>> {
+        match self.store.inner.head(path).await {
+            Ok(meta) => Ok(Some(meta.last_modified.into())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(object(path, error)),
+        }
+    }
+
+    /// All objects below `folder`, in the order of their names.
+    pub async fn list(&self, folder: &Path) -> Result<Vec<Listed>> {
+        let mut found: Vec<Listed> = match self
+            .store
+            .inner
+            .list(Some(folder))
+            .map_ok(|meta| Listed {
+                name: meta.location.filename().unwrap_or_default().to_string(),
+                modified: meta.last_modified.into(),
+                path: meta.location,
+            })
+            .try_collect()
+            .await
+        {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => Vec::new(),
+            Err(error) => return Err(object(folder, error)),
+        };
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    /// The names of the folders directly in `folder`.
+    pub async fn folders(&self, folder: &Path) -> Result<Vec<String>> {
+        match self.store.inner.list_with_delimiter(Some(folder)).await {
+            Ok(found) => Ok(found
+                .common_prefixes
+                .iter()
+                .filter_map(|p| p.filename().map(str::to_string))
+                .collect()),
+            Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
+            Err(error) => Err(object(folder, error)),
+        }
+    }
+
+    /// Deletes objects; those that are gone already do not matter.
+    pub async fn delete(&self, paths: Vec<Path>) -> Result<()> {
+        let mut deletions = futures::stream::iter(paths)
+            .map(|path| async move {
+                match self.store.inner.delete(&path).await {
+                    Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+                    Err(error) => Err(object(&path, error)),
+                }
+            })
+            .buffer_unordered(16);
+        while let Some(deleted) = deletions.next().await {
+            deleted?;
+        }
+        Ok(())
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Result<PutPayload> {
+    serde_json::to_vec(value)
+        .map(PutPayload::from)
+        .map_err(|e| EngineError::Internal(format!("an object could not be written as JSON: {e}")))
+}
+
+/// Whether lance says that a table or version is not there.
+pub fn is_missing(error: &lance::Error) -> bool {
+    matches!(
+        error,
+        lance::Error::DatasetNotFound { .. }
+            | lance::Error::NotFound { .. }
+            | lance::Error::VersionNotFound { .. }
+            | lance::Error::RefNotFound { .. }
+    )
+}
+
+/// An error of lance's storage as one of ours.
+pub fn storage(what: &str, error: lance::Error) -> EngineError {
+    EngineError::Unavailable {
+        what: what.to_string(),
+        why: first_line(&error.to_string()),
+    }
+}
+
+fn object(path: &Path, error: object_store::Error) -> EngineError {
+    EngineError::Unavailable {
+        what: format!("the object {path}"),
+        why: first_line(&error.to_string()),
+    }
+}
+
+/// A URI without user information and query, where credentials may hide.
+pub fn redact(uri: &str) -> String {
+    match url::Url::parse(uri) {
+        Ok(mut url) if url.has_host() => {
+            // Both fail only for URLs that cannot have them.
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
+            url.set_query(None);
+            url.to_string()
+        }
+        _ => uri.to_string(),
+    }
+}
+
+/// The first line of an error, cut to a readable length: stores put whole
+/// response bodies into theirs.
+pub fn first_line(text: &str) -> String {
+    const LIMIT: usize = 400;
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(LIMIT) {
+        Some((cut, _)) => format!("{}…", &line[..cut]),
+        None => line.to_string(),
+    }
+}

@@ -1,0 +1,164 @@
+//! lancedb's SQL views: `mv.definition` in the table's schema metadata.
+//!
+//! Two forms of the table itself. lancedb crate 0.41 keeps just the declared
+//! columns. Crate and Python 0.38 to 0.40 keep [`SOURCE_ROW_ID`] as well (the
+//! source's stable row id of each row, the smallest one of each group) and a
+//! watermark in the schema metadata, by which they refresh incrementally.
+
+use std::collections::HashMap;
+
+use lancedb::materialized_view::{
+    DEFINITION_META_KEY, LateralSource, MaterializedViewDefinition, StoredDefinition,
+    read_definition, read_definition_sql_with_defaults,
+};
+
+use super::{Described, ViewKind};
+
+/// The column in which views of 0.38 to 0.40 keep the source's row ids.
+pub const SOURCE_ROW_ID: &str = "__source_row_id";
+/// Metadata: which creation of the view this is.
+pub const INCARNATION: &str = "mv.incarnation";
+/// Metadata: the source version of the last refresh.
+pub const SOURCE_VERSION: &str = "mv.source_version";
+/// Metadata: the timestamp of that version's manifest, in nanoseconds.
+pub const SOURCE_VERSION_TS: &str = "mv.source_version_ts";
+/// Metadata: the view version that the last refresh left.
+pub const VIEW_VERSION: &str = "mv.view_version";
+/// Metadata: when the last refresh ended, in milliseconds since 1970.
+pub const REFRESHED_AT_MS: &str = "mv.refreshed_at_ms";
+
+/// What the metadata says, if it is a lancedb view at all.
+pub(super) fn describe(metadata: &HashMap<String, String>) -> Option<Described> {
+    let raw = metadata.get(DEFINITION_META_KEY)?.clone();
+    let stored = read_definition_sql_with_defaults(metadata).ok().flatten();
+    let sql = stored.as_ref().map(|s| s.query.clone());
+    let mut described = Described {
+        kind: ViewKind::Sql,
+        unsupported: None,
+        sources: Vec::new(),
+        sql,
+        definition: None,
+        raw,
+    };
+    match read_definition(metadata) {
+        Ok(Some(StoredDefinition::Query(definition))) => {
+            let default_namespace = stored.and_then(|s| s.default_namespace_path);
+            let definition = canonical(definition, default_namespace);
+            let mut source = definition.source_namespace.clone();
+            source.push(definition.source_table.clone());
+            described.sources = vec![source];
+            described.unsupported = refusal(&definition);
+            described.definition = Some(definition);
+        }
+        Ok(Some(StoredDefinition::Newer { format })) => {
+            described.kind = ViewKind::Newer(format);
+            described.unsupported = Some(
+                "its format is not known to this version; upgrade relance, or refresh it with the \
+                 client that wrote it"
+                    .to_string(),
+            );
+        }
+        Ok(_) | Err(_) if described.sql.is_some() => {
+            described.kind = ViewKind::GeneralSql;
+            described.unsupported = Some(
+                "its query goes beyond SELECT … FROM one table [UNNEST] [WHERE] [GROUP BY] \
+                 [LIMIT]; split it into views of that form"
+                    .to_string(),
+            );
+        }
+        Ok(_) | Err(_) => {
+            described.kind = ViewKind::Newer("unknown".to_string());
+            described.unsupported = Some(format!(
+                "its {DEFINITION_META_KEY} cannot be read; drop the view and create it again"
+            ));
+        }
+    }
+    Some(described)
+}
+
+/// The definition in lancedb's canonical spelling (the older structured
+/// layouts hold expressions as they were typed), its source resolved against
+/// the default namespace of the database that wrote it.
+fn canonical(
+    definition: MaterializedViewDefinition,
+    default_namespace: Option<Vec<String>>,
+) -> MaterializedViewDefinition {
+    let mut definition =
+        MaterializedViewDefinition::from_sql(&definition.to_sql()).unwrap_or(definition);
+    if definition.source_namespace.is_empty() {
+        definition.source_namespace = default_namespace.unwrap_or_default();
+    }
+    definition
+}
+
+fn refusal(definition: &MaterializedViewDefinition) -> Option<String> {
+    match definition.lateral.as_ref().map(|l| &l.source) {
+        Some(LateralSource::Function { name, .. }) => Some(format!(
+            "it expands rows by the function '{name}', which only the server that holds the \
+             function can run; use UNNEST over a stored list column"
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lancedb::materialized_view::{
+        definition_metadata_from_sql, definition_metadata_from_sql_with_defaults,
+    };
+
+    use super::*;
+
+    fn of(raw: &str) -> Described {
+        let metadata = HashMap::from([(DEFINITION_META_KEY.to_string(), raw.to_string())]);
+        describe(&metadata).unwrap()
+    }
+
+    #[test]
+    fn a_plain_query_is_understood() {
+        let view = of(&definition_metadata_from_sql(
+            "SELECT id, x * 2 AS y FROM ns.src WHERE x > 1",
+        ));
+        assert_eq!(view.kind, ViewKind::Sql);
+        assert_eq!(view.unsupported, None);
+        assert_eq!(view.sources, [["ns", "src"]]);
+    }
+
+    #[test]
+    fn a_name_is_resolved_against_the_writers_namespace() {
+        let raw =
+            definition_metadata_from_sql_with_defaults("SELECT id FROM src", "db", &["ns".into()]);
+        assert_eq!(of(&raw).sources, [["ns", "src"]]);
+    }
+
+    #[test]
+    fn a_join_is_general_sql_and_refused() {
+        let view = of(&definition_metadata_from_sql(
+            "SELECT a.x FROM a JOIN b ON a.id = b.id",
+        ));
+        assert_eq!(view.kind, ViewKind::GeneralSql);
+        assert!(view.unsupported.is_some());
+    }
+
+    #[test]
+    fn newer_and_broken_definitions_are_views_all_the_same() {
+        let newer = of(r#"{"format":9,"kind":"query","query":"SELECT id FROM t"}"#);
+        assert_eq!(newer.kind, ViewKind::Newer("9".into()));
+        assert!(newer.unsupported.is_some());
+        assert!(of("{").unsupported.is_some());
+        let function = of(&definition_metadata_from_sql(
+            "SELECT c.x FROM docs, chunk(body) AS c",
+        ));
+        assert!(function.unsupported.unwrap().contains("chunk"));
+    }
+
+    #[test]
+    fn the_older_structured_layout_is_read() {
+        let view = of(
+            r#"{"kind":"select","source_table":"t","projections":[{"output":"id","expression":"id"}],"filter":"id > 1"}"#,
+        );
+        assert_eq!(view.kind, ViewKind::Sql);
+        assert_eq!(view.sources, [["t"]]);
+        assert_eq!(view.definition.unwrap().filter.as_deref(), Some("id > 1"));
+    }
+}

@@ -1,0 +1,395 @@
+//! A SQL view planned over its source, and evaluated.
+//!
+//! Expressions mean what they mean to lancedb, because lance's own planner
+//! reads them and a Lance scan evaluates them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arrow_array::{RecordBatch, new_null_array};
+use arrow_schema::{DataType, Schema as ArrowSchema, SchemaRef};
+use datafusion::error::DataFusionError;
+use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion_expr::{Expr, Volatility};
+use futures::StreamExt;
+use lance::Dataset;
+use lance::dataset::ROW_ID;
+use lance::dataset::scanner::MaterializationStyle;
+use lance_datafusion::planner::Planner;
+use lance_table::format::Fragment;
+use lancedb::materialized_view::{LateralSource, MaterializedViewDefinition, ViewProjection};
+use lancedb::table::computed_columns::computed_column_from_field;
+
+use super::lancedb::SOURCE_ROW_ID;
+use super::unnest::{Unnest, flattened};
+use super::{ViewInfo, grouped};
+use crate::engine::error::{EngineError, Result};
+use crate::engine::fingerprint::Reads;
+
+/// How a view's rows depend on its source's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Each source row gives its view rows by itself: units can be computed one by one.
+    RowWise,
+    /// The first rows of the whole source.
+    Limited(u64),
+    /// Groups of the whole source.
+    Grouped,
+}
+
+/// A SQL view planned over one version of its source.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    definition: MaterializedViewDefinition,
+    unnest: Option<Unnest>,
+    /// The source's top-level columns that the view reads.
+    columns: BTreeSet<String>,
+    /// Whether the view holds the source's row ids.
+    provenance: bool,
+    /// The view's own schema, which every batch is brought to.
+    schema: SchemaRef,
+}
+
+impl Planned {
+    /// Plans `view` over `source`. Errors: `DefinitionMismatch` where the
+    /// definition cannot be evaluated or no longer gives the view's columns,
+    /// `Unsupported` for functions whose result changes by itself.
+    pub fn new(view: &ViewInfo, table: &Dataset, source: &Dataset) -> Result<Planned> {
+        view.require_refreshable()?;
+        let stored = view
+            .definition
+            .as_ref()
+            .ok_or_else(|| EngineError::Internal("a SQL view without a definition".to_string()))?;
+        let mismatch = |why: String| EngineError::DefinitionMismatch {
+            view: view.name(),
+            why,
+        };
+        let source_schema = Arc::new(ArrowSchema::from(source.schema()));
+        let schema = Arc::new(ArrowSchema::from(table.schema()));
+        let unnest = match stored.lateral.as_ref().map(|l| (&l.source, &l.alias)) {
+            Some((LateralSource::Unnest { column }, alias)) => {
+                if stored.limit.is_some() {
+                    return Err(mismatch(
+                        "LIMIT cannot be combined with UNNEST; drop one of them".to_string(),
+                    ));
+                }
+                Some((column.clone(), alias.clone()))
+            }
+            _ => None,
+        };
+        let read_schema = match &unnest {
+            Some((column, alias)) => flattened(&source_schema, column, alias).map_err(&mismatch)?,
+            None => source_schema.clone(),
+        };
+        let mut definition = stored.clone();
+        if definition.selects_star() {
+            definition.projections = read_schema
+                .fields()
+                .iter()
+                .map(|field| ViewProjection {
+                    output: field.name().clone(),
+                    expression: quoted(field.name()),
+                })
+                .collect();
+        }
+
+        let provenance = schema.field_with_name(SOURCE_ROW_ID).is_ok()
+            && !definition
+                .projections
+                .iter()
+                .any(|p| p.output == SOURCE_ROW_ID);
+        let (types, mut columns) = if definition.is_grouped() {
+            let planned = grouped::plan(&source_schema, &definition).map_err(&mismatch)?;
+            refuse_changing(view, &planned.exprs)?;
+            (planned.types, planned.columns)
+        } else {
+            let mut types = Vec::with_capacity(definition.projections.len());
+            let mut columns = BTreeSet::new();
+            for projection in &definition.projections {
+                let (expr, data_type) =
+                    typed(&read_schema, &projection.expression).map_err(|why| {
+                        mismatch(format!(
+                            "column '{}' cannot be computed from '{}' ({why}); restore the source \
+                             column or recreate the view",
+                            projection.output, definition.source_table
+                        ))
+                    })?;
+                refuse_changing(view, std::slice::from_ref(&expr))?;
+                columns.extend(roots(&read_schema, &expr));
+                types.push((projection.output.clone(), data_type));
+            }
+            (types, columns)
+        };
+        if let Some(filter) = &definition.filter {
+            let expr = Planner::new(read_schema.clone())
+                .parse_filter(filter)
+                .map_err(|e| {
+                    mismatch(format!(
+                        "its filter cannot be evaluated over '{}' ({}); restore the source column \
+                         or recreate the view",
+                        definition.source_table,
+                        crate::engine::store::first_line(&e.to_string())
+                    ))
+                })?;
+            refuse_changing(view, std::slice::from_ref(&expr))?;
+            columns.extend(roots(&read_schema, &expr));
+        }
+        let unnest = match unnest {
+            None => None,
+            Some((column, alias)) => {
+                columns.remove(&alias);
+                columns.insert(column.clone());
+                Some(Unnest::new(&source_schema, &definition, &column, &alias).map_err(&mismatch)?)
+            }
+        };
+
+        let mut stored_fields = schema
+            .fields()
+            .iter()
+            .filter(|f| computed_column_from_field(f).is_none())
+            .filter(|f| !(provenance && f.name() == SOURCE_ROW_ID));
+        for (name, data_type) in &types {
+            let fits = stored_fields
+                .next()
+                .is_some_and(|f| f.name() == name && f.data_type().equals_datatype(data_type));
+            if !fits {
+                return Err(mismatch(format!(
+                    "its query gives column '{name}' of type {data_type}, which is not what the \
+                     view's table holds there; recreate the view"
+                )));
+            }
+        }
+        if let Some(extra) = stored_fields.next() {
+            return Err(mismatch(format!(
+                "its query no longer gives column '{}'; recreate the view",
+                extra.name()
+            )));
+        }
+        Ok(Planned {
+            definition,
+            unnest,
+            columns,
+            provenance,
+            schema,
+        })
+    }
+
+    /// How the view's rows depend on the source's rows.
+    pub fn shape(&self) -> Shape {
+        if self.definition.is_grouped() {
+            Shape::Grouped
+        } else if let Some(limit) = self.definition.limit {
+            Shape::Limited(limit)
+        } else {
+            Shape::RowWise
+        }
+    }
+
+    /// Whether the view holds the source's row ids (the 0.38 to 0.40 form).
+    pub fn provenance(&self) -> bool {
+        self.provenance
+    }
+
+    /// The names of the view's columns that a refresh computes.
+    pub fn computed_names(&self) -> impl Iterator<Item = &str> {
+        self.schema
+            .fields()
+            .iter()
+            .filter(|f| computed_column_from_field(f).is_none())
+            .map(|f| f.name().as_str())
+    }
+
+    /// What the view reads of each source row.
+    pub fn reads(&self, source: &Dataset) -> Reads {
+        Reads::new(
+            &format!("{}\n{:?}", self.definition.to_sql(), self.types()),
+            source.schema(),
+            &self.columns,
+            self.provenance,
+            source.manifest().uses_stable_row_ids(),
+        )
+    }
+
+    fn types(&self) -> Vec<(&String, &DataType)> {
+        self.schema
+            .fields()
+            .iter()
+            .map(|f| (f.name(), f.data_type()))
+            .collect()
+    }
+
+    /// The view's rows of `fragments` of `source` (all, if `None`), in the
+    /// view's schema. Errors in the stream are of evaluation or of storage.
+    pub async fn evaluate(
+        &self,
+        source: &Dataset,
+        fragments: Option<Vec<Fragment>>,
+    ) -> lance::Result<SendableRecordBatchStream> {
+        let schema = self.schema.clone();
+        if self.definition.limit == Some(0) || fragments.as_ref().is_some_and(Vec::is_empty) {
+            return Ok(Box::pin(RecordBatchStreamAdapter::new(
+                schema,
+                futures::stream::empty(),
+            )));
+        }
+        let mut scanner = source.scan();
+        scanner.materialization_style(MaterializationStyle::AllEarly);
+        if let Some(fragments) = fragments {
+            scanner.with_fragments(fragments);
+        }
+        if self.provenance {
+            scanner.with_row_id();
+        }
+        if let (Some(filter), None) = (&self.definition.filter, &self.unnest) {
+            scanner.filter(filter)?;
+        }
+        if self.definition.is_grouped() {
+            let columns: Vec<&String> = self.columns.iter().collect();
+            if columns.is_empty() {
+                // Nothing is read, yet rows must be counted.
+                scanner.with_row_id();
+            }
+            scanner.project(&columns)?;
+            let rows: SendableRecordBatchStream = scanner.try_into_stream().await?.into();
+            let groups = grouped::execute(rows, &self.definition, self.provenance).await?;
+            return Ok(self.conform(groups));
+        }
+        if let Some(unnest) = &self.unnest {
+            scanner.project(unnest.inputs())?;
+            let rows: SendableRecordBatchStream = scanner.try_into_stream().await?.into();
+            let unnest = unnest.clone();
+            let expanded = rows.map(move |batch| unnest.apply(&batch?));
+            let given = schema.clone();
+            return Ok(self.conform(Box::pin(RecordBatchStreamAdapter::new(given, expanded))));
+        }
+        let transforms: Vec<(&str, &str)> = self
+            .definition
+            .projections
+            .iter()
+            .map(|p| (p.output.as_str(), p.expression.as_str()))
+            .collect();
+        scanner.project_with_transform(&transforms)?;
+        if let Some(limit) = self.definition.limit {
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            scanner.limit(Some(limit), None)?;
+        }
+        let rows: SendableRecordBatchStream = scanner.try_into_stream().await?.into();
+        Ok(self.conform(rows))
+    }
+
+    /// Brings each batch to the view's schema: row ids under their stored
+    /// name, and columns that their own declaration computes as NULL.
+    fn conform(&self, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+        let schema = self.schema.clone();
+        let provenance = self.provenance;
+        let rows = rows.map(move |batch| conform(&batch?, &schema, provenance));
+        Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), rows))
+    }
+}
+
+fn conform(
+    batch: &RecordBatch,
+    schema: &SchemaRef,
+    provenance: bool,
+) -> datafusion::common::Result<RecordBatch> {
+    let mut columns = Vec::with_capacity(schema.fields().len());
+    for field in schema.fields() {
+        if computed_column_from_field(field).is_some() {
+            columns.push(new_null_array(field.data_type(), batch.num_rows()));
+            continue;
+        }
+        let name = if provenance && field.name() == SOURCE_ROW_ID {
+            ROW_ID
+        } else {
+            field.name()
+        };
+        let column = batch.column_by_name(name).ok_or_else(|| {
+            DataFusionError::Internal(format!("the scan gave no column '{name}'"))
+        })?;
+        columns.push(if column.data_type() == field.data_type() {
+            column.clone()
+        } else {
+            arrow_cast::cast(column, field.data_type())?
+        });
+    }
+    let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    Ok(RecordBatch::try_new_with_options(
+        schema.clone(),
+        columns,
+        &options,
+    )?)
+}
+
+/// `name` as lance's parser reads an identifier.
+pub(super) fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// An expression over `schema` as it was written, and its type.
+fn typed(schema: &SchemaRef, sql: &str) -> std::result::Result<(Expr, DataType), String> {
+    let said = |e: lance::Error| crate::engine::store::first_line(&e.to_string());
+    let planner = Planner::new(schema.clone());
+    let parsed = planner.parse_expr(sql).map_err(said)?;
+    for column in Planner::column_names_in_expr(&parsed) {
+        if root(schema, &column).is_none() {
+            return Err(format!("there is no column '{column}'"));
+        }
+    }
+    let optimized = planner.optimize_expr(parsed.clone()).map_err(said)?;
+    let physical = planner.create_physical_expr(&optimized).map_err(said)?;
+    let data_type = physical
+        .data_type(schema.as_ref())
+        .map_err(|e| crate::engine::store::first_line(&e.to_string()))?;
+    Ok((parsed, data_type))
+}
+
+/// The top-level columns of `schema` that `expr` reads.
+pub(super) fn roots(schema: &ArrowSchema, expr: &Expr) -> BTreeSet<String> {
+    Planner::column_names_in_expr(expr)
+        .iter()
+        .filter_map(|path| root(schema, path))
+        .collect()
+}
+
+/// The top-level column that the dotted `path` starts with. Names may hold
+/// dots themselves: the whole path is tried first, then ever shorter starts.
+fn root(schema: &ArrowSchema, path: &str) -> Option<String> {
+    let mut start = path;
+    loop {
+        if schema.field_with_name(start).is_ok() {
+            return Some(start.to_string());
+        }
+        start = &start[..start.rfind('.')?];
+    }
+}
+
+/// Refuses functions whose result changes by itself: no refresh could say
+/// that the view equals its definition.
+fn refuse_changing(view: &ViewInfo, exprs: &[Expr]) -> Result<()> {
+    for expr in exprs {
+        let mut found = None;
+        // The closure never fails.
+        let _ = expr.apply(|e| {
+            if let Expr::ScalarFunction(call) = e
+                && call.func.signature().volatility != Volatility::Immutable
+            {
+                found = Some(call.func.name().to_string());
+                return Ok(TreeNodeRecursion::Stop);
+            }
+            Ok(TreeNodeRecursion::Continue)
+        });
+        if let Some(function) = found {
+            return Err(EngineError::Unsupported {
+                view: view.name(),
+                kind: view.kind.in_words(),
+                why: format!(
+                    "its query calls {function}(), whose result changes by itself; store the value \
+                     in the source instead"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
