@@ -2,7 +2,11 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
+# Everything that is built once and used again lives here: Kubernetes, images, Python packages, clusters.
 export RELANCE_CACHE ?= $(HOME)/.cache/relance
+# Clusters of different names live side by side: `NAME=other make cluster`.
+NAME ?= relance
+CLUSTER_SH := tests/cluster/cluster
 
 .PHONY: help
 help: ## List the targets
@@ -10,13 +14,29 @@ help: ## List the targets
 
 .PHONY: packages
 packages: # What the Rust build needs beside Rust
-	@tests/cluster/cluster packages protobuf-compiler
+	@$(CLUSTER_SH) packages protobuf-compiler
 
 .PHONY: lint
 lint: packages ## Formatting and clippy
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 
+.PHONY: build
+build: packages ## The binary and the tests, by the one profile that all use
+	cargo build --bins --tests
+
 .PHONY: test
 test: lint ## Everything that CI runs
 	cargo test
+
+.PHONY: cluster
+cluster: ## Bring up a real Kubernetes on this machine (NAME=relance)
+	@$(CLUSTER_SH) up --name $(NAME)
+
+.PHONY: cluster-down
+cluster-down: ## Take it down and remove all that belonged to it
+	@$(CLUSTER_SH) down --name $(NAME)
+
+.PHONY: image
+image: build ## Build the image around the debug binary and load it into the cluster
+	@$(CLUSTER_SH) image --name $(NAME) "$$($(CLUSTER_SH) target-dir)/debug/relance"

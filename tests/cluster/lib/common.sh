@@ -11,12 +11,12 @@ die() { say "$*"; exit 1; }
 # with_lock FILE COMMAND...: one process at a time runs COMMAND; the others wait. The kernel drops the
 # lock when the holder dies, so nothing is left behind by a kill; children do not inherit it.
 with_lock() {
-    local file=$1 fd rc=0
+    local file=$1 fd
     shift
     mkdir -p "$(dirname "$file")"
     exec {fd}>"$file"
     flock "$fd"
-    "$@" {fd}>&- || rc=$?
+    # No `||` here: it would switch `set -e` off in all that COMMAND does.
+    "$@" {fd}>&-
     exec {fd}>&-
-    return $rc
 }
