@@ -102,7 +102,11 @@ exec /usr/bin/catatonit -P
 '
 
 sandbox() {
-    ! running init || return 0
+    if running init; then
+        [ ! -e "/proc/$PID/root/run/whole" ] || return 0
+        # Whoever was setting it up was killed.
+        stop init KILL
+    fi
     sandbox_leftovers
     rm -f "$STATE/pid/"*
     setsid unshare --pid --mount --net --ipc --fork -- \
@@ -123,7 +127,9 @@ sandbox() {
     ip addr add "$HOST_IP/24" dev "$LINK"
     ip link set "$LINK" up
     ip route add "$SERVICES" via "$IP" dev "$LINK"
+    running init
     make_cgroups
+    touch "/proc/$PID/root/run/whole"
 }
 
 # kubelets delete pods that they find under their root and do not know: each cluster has a root.
