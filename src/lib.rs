@@ -1,7 +1,13 @@
 //! relance refreshes Lance materialized views on Kubernetes.
 
+pub mod catalog;
 pub mod cli;
 pub mod engine;
+pub mod health;
+pub mod listener;
 pub mod protocol;
 pub mod resources;
+pub mod rest;
+pub mod serve;
 pub mod telemetry;
+pub mod world;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use relance::cli::{Cli, Command};
 use relance::protocol::exit;
-use relance::{resources, telemetry};
+use relance::{resources, serve, telemetry};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -31,9 +31,26 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "relance", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Serve(_) | Command::Refresh(_) | Command::Views(_) | Command::Worker => {
+        Command::Serve(args) => run(serve::serve(&args)),
+        Command::Refresh(_) | Command::Views(_) | Command::Worker => {
             fail("this command is not there yet", exit::USAGE)
         }
+    }
+}
+
+fn run(work: impl Future<Output = Result<(), serve::ServeError>>) -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return fail(
+                &format!("threads cannot be started: {error}"),
+                exit::INTERNAL,
+            );
+        }
+    };
+    match runtime.block_on(work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), exit::UNAVAILABLE),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Logs to standard error, and the registry of metrics.
 
+use std::io::IsTerminal;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::registry::Registry;
@@ -7,11 +8,17 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
 
-/// Starts logging. `RUST_LOG` chooses what is logged; `info` unless set.
+/// What is logged unless `RUST_LOG` says otherwise: libraries' warnings, and
+/// what relance does.
+const DEFAULT_FILTER: &str = "warn,relance=info";
+
+/// Starts logging to standard error.
 pub fn start_logging(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logs.init(),

@@ -26,10 +26,6 @@ pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "relance")
 /// too, so that a restore does not run history again.
 pub const RESTORE_STATUS: (&str, &str) = ("velero.io/restore-status", "true");
 
-/// Annotation on a refresh that was made with an idempotency key: SHA-256 of
-/// what the request asked for.
-pub const REQUEST_HASH: &str = "relance.dev/request-hash";
-
 /// Field manager of what the controller writes.
 pub const CONTROLLER_MANAGER: &str = "relance-controller";
 
@@ -41,6 +37,22 @@ pub const WORKER_CONTAINER: &str = "worker";
 
 /// Key of the Geneva manifest in the Secret that `spec.manifestSecretRef` names.
 pub const MANIFEST_KEY: &str = "manifest";
+
+/// Name of the Secret with the salt of idempotency keys; made by REST, one a namespace.
+pub const IDEMPOTENCY_SECRET: &str = "relance-idempotency";
+
+/// Key of the salt in the Secret [`IDEMPOTENCY_SECRET`].
+pub const SALT_KEY: &str = "salt";
+
+/// Whether a refresh can be called so.
+pub fn is_refresh_name(name: &str) -> bool {
+    let inner = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
+    name.len() <= MAX_REFRESH_NAME
+        && name.bytes().all(|byte| inner(&byte))
+        && !name.is_empty()
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
 
 /// Name of the Secret that holds the Geneva manifest which came inline with
 /// refresh `refresh`. Owned by the refresh, so it goes with it.

@@ -127,6 +127,10 @@ fn bounds(schema: &Value, value: &Value, path: &str, found: &mut Vec<Violation>)
     }
     let limit = |key: &str| schema[key].as_f64();
     match value {
+        Value::Number(number) if number.is_u64() && !number.is_i64() => {
+            let maximum = limit("maximum").map_or(i64::MAX, |maximum| maximum as i64);
+            refuse(format!("is {number} and must be at most {maximum}"));
+        }
         Value::Number(number) => {
             // Bounds beyond 2^53 are none of ours: comparing as f64 is exact.
             let number_as_float = number.as_f64().unwrap_or(f64::NAN);
@@ -219,16 +223,15 @@ fn is(expected: &str, value: &Value) -> bool {
     }
 }
 
-/// What kind of JSON value this is, with its article.
-pub fn kind(value: &Value) -> &'static str {
+/// What a JSON value is: a number itself, else its type with its article.
+pub fn kind(value: &Value) -> String {
     match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(number) if number.is_f64() => "a number with a fraction",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
+        Value::Null => "null".to_string(),
+        Value::Bool(_) => "a boolean".to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(_) => "a string".to_string(),
+        Value::Array(_) => "an array".to_string(),
+        Value::Object(_) => "an object".to_string(),
     }
 }
 

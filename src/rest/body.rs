@@ -1,0 +1,135 @@
+//! Request bodies: a JSON object, or nothing.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::header;
+use futures::StreamExt;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::resources::validate;
+
+/// Most bytes of a body.
+pub const LIMIT: usize = 1024 * 1024;
+
+/// Bytes of a body that is too large are read up to here, so that a client
+/// which writes all before it reads still gets its answer.
+const DISCARD_LIMIT: usize = 16 * LIMIT;
+
+/// How long a body may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A body that is a JSON object; an absent one, an empty one and `null` read
+/// as an object without fields.
+#[derive(Clone, Debug, Default)]
+pub struct JsonBody(pub Map<String, Value>);
+
+impl JsonBody {
+    /// A field that is there and not null.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A field that must be a string if it is there.
+    pub fn string(&self, name: &str) -> Result<Option<&str>, ApiError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong_type(name, other, "a string")),
+        }
+    }
+}
+
+/// The sentence for a field of another type than it must be.
+pub fn wrong_type(name: &str, value: &Value, must_be: &str) -> ApiError {
+    ApiError::InvalidInput(format!(
+        "{name} is {} and must be {must_be}",
+        validate::kind(value)
+    ))
+}
+
+impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING)
+            && encoding != "identity"
+        {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+            return Err(ApiError::BodyEncoded(encoding));
+        }
+        let bytes = tokio::time::timeout(PATIENCE, read(request.into_body()))
+            .await
+            .map_err(|_| ApiError::BodyTimeout(PATIENCE.as_secs()))??;
+        parse(&bytes).map(JsonBody)
+    }
+}
+
+async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
+    let mut stream = body.into_data_stream();
+    let mut bytes = Vec::new();
+    let mut seen = 0;
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|_| {
+            ApiError::InvalidInput("the request's body broke off; send it again".into())
+        })?;
+        seen += chunk.len();
+        if seen <= LIMIT {
+            bytes.extend_from_slice(&chunk);
+        } else if seen > DISCARD_LIMIT {
+            break;
+        }
+    }
+    if seen > LIMIT {
+        return Err(ApiError::BodyTooLarge(LIMIT));
+    }
+    Ok(bytes)
+}
+
+fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    if bytes.trim_ascii().is_empty() {
+        return Ok(Map::new());
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(Value::Null) => Ok(Map::new()),
+        Ok(other) => Err(wrong_type("the request's body", &other, "a JSON object")),
+        Err(error) => Err(ApiError::InvalidInput(format!(
+            "the request's body is no JSON: {error}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_blanks_null_and_an_empty_object_all_ask_for_nothing() {
+        for nothing in ["", " \n", "null", "{}"] {
+            assert!(parse(nothing.as_bytes()).unwrap().is_empty(), "{nothing:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_refused() {
+        let deep = "[".repeat(100_000);
+        let wrong: [&[u8]; 6] = [
+            b"{",
+            b"[]",
+            b"3",
+            b"{\"a\": \"\xff\"}",
+            b"{} {}",
+            deep.as_bytes(),
+        ];
+        for body in wrong {
+            assert!(
+                parse(body).is_err(),
+                "{}",
+                String::from_utf8_lossy(&body[..body.len().min(20)])
+            );
+        }
+    }
+}

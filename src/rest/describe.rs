@@ -1,0 +1,77 @@
+//! What stock LanceDB clients ask before they refresh a view:
+//! `POST /v1/table/{id}/describe` and `POST /v1/materialized_view/{id}/describe`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use lance::arrow::json::JsonSchema;
+use serde_json::{Value, json};
+
+use super::Api;
+use super::body::{JsonBody, wrong_type};
+use super::error::ApiError;
+use super::id::PathId;
+use crate::engine::view;
+
+/// A table's version, schema and place.
+pub async fn table(
+    State(api): State<Arc<Api>>,
+    PathId(id): PathId,
+    body: JsonBody,
+) -> Result<Json<Value>, ApiError> {
+    let catalog = api.catalog.get().await?;
+    let table = api.catalog.in_time(catalog.describe_table(&id)).await??;
+    match body.get("version") {
+        None => {}
+        Some(version) if !version.is_u64() => {
+            return Err(wrong_type("version", version, "an integer of at least 0"));
+        }
+        Some(version) if version.as_u64() == Some(table.version) => {}
+        Some(version) => {
+            return Err(ApiError::Unsupported(format!(
+                "version is {version}, and only the latest version ({}) can be described; leave it out",
+                table.version
+            )));
+        }
+    }
+    let schema = JsonSchema::try_from(&table.schema).map_err(|error| {
+        ApiError::Unsupported(format!(
+            "the table's schema cannot be told as JSON: {error}"
+        ))
+    })?;
+    Ok(Json(json!({
+        "version": table.version,
+        "schema": schema,
+        "location": table.uri,
+    })))
+}
+
+/// A view's definition, as SQL.
+pub async fn view(
+    State(api): State<Arc<Api>>,
+    PathId(id): PathId,
+    _: JsonBody,
+) -> Result<Json<Value>, ApiError> {
+    let catalog = api.catalog.get().await?;
+    let info = api.catalog.in_time(view::inspect(&catalog, &id)).await??;
+    let Some(sql) = info.sql else {
+        return Err(ApiError::Unsupported(format!(
+            "'{}' is no SQL view, and only those can be described here",
+            id.join("$")
+        )));
+    };
+    let source = info.sources.first().map(Vec::as_slice).unwrap_or_default();
+    let (table, namespace) = source
+        .split_last()
+        .map_or(("", Vec::new()), |(table, namespace)| {
+            (table.as_str(), namespace.to_vec())
+        });
+    Ok(Json(json!({
+        "source_table": table,
+        "source_namespace": namespace,
+        "projections": [],
+        "query": sql,
+        "incarnation": info.incarnation,
+    })))
+}

@@ -1,0 +1,114 @@
+//! The REST API: the Lance Namespace's refresh endpoint, and the least of what
+//! stock LanceDB clients ask around it.
+//!
+//! # The life of a refresh request
+//!
+//! 1. The path's id is split, the body is read (empty is fine) and becomes a
+//!    spec. What is wrong with its *shape* the CRD's own rules say ([`fields`]).
+//! 2. An `Idempotency-Key` fixes the refresh's name ([`idempotency`]); if that
+//!    refresh exists, the request is answered from it.
+//! 3. What is wrong with the *world* (view, cluster) [`crate::world`] says.
+//! 4. The resource is stored, then the Secret with an inline Geneva manifest,
+//!    which the resource owns ([`store`]). 202 is said only after both.
+//!
+//! A request that has been read runs to its end even if its client goes away,
+//! and a shutdown waits for it. Every error has the spec's body ([`error`]).
+//! Credentials are looked at in [`identity`] alone, and never kept.
+
+pub mod body;
+pub mod describe;
+pub mod error;
+pub mod fields;
+pub mod id;
+pub mod idempotency;
+pub mod identity;
+pub mod jobs;
+pub mod manifest;
+mod observe;
+pub mod refresh;
+pub mod store;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{MethodRouter, post};
+use kube::Client;
+use tokio_util::task::TaskTracker;
+
+use crate::catalog::SharedCatalog;
+use crate::telemetry::Metrics;
+use error::ApiError;
+
+/// What the handlers share.
+#[derive(Debug)]
+pub struct Api {
+    /// Where refreshes are stored.
+    pub store: store::Store,
+    /// Where views are found.
+    pub catalog: SharedCatalog,
+    /// Requests that run; a shutdown waits for them.
+    pub tasks: TaskTracker,
+    requests: observe::Requests,
+}
+
+impl Api {
+    /// An API over `catalog` whose refreshes are made in `namespace`.
+    pub fn new(client: Client, namespace: &str, catalog: SharedCatalog, metrics: &Metrics) -> Self {
+        Self {
+            store: store::Store::new(client, namespace),
+            catalog,
+            tasks: TaskTracker::new(),
+            requests: observe::Requests::register(metrics),
+        }
+    }
+}
+
+/// All routes. Stock clients disagree on trailing slashes, so both forms are there.
+pub fn router(api: Arc<Api>) -> Router {
+    let mut router = Router::new();
+    let routes: [(&str, fn() -> MethodRouter<Arc<Api>>); 5] = [
+        ("/v1/materialized_view/{id}/refresh", || {
+            post(refresh::refresh)
+        }),
+        ("/v1/table/{id}/refresh", || post(refresh::refresh)),
+        ("/v1/materialized_view/{id}/describe", || {
+            post(describe::view)
+        }),
+        ("/v1/table/{id}/describe", || post(describe::table)),
+        ("/v1/jobs/describe", || post(jobs::describe)),
+    ];
+    for (path, handler) in routes {
+        router = router
+            .route(path, handler())
+            .route(&format!("{path}/"), handler());
+    }
+    router
+        .fallback(|| async { ApiError::NoSuchRoute })
+        .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .layer(middleware::from_fn_with_state(api.clone(), run_to_end))
+        .layer(middleware::from_fn(error::write_body))
+        .layer(middleware::from_fn_with_state(
+            api.clone(),
+            observe::observe,
+        ))
+        .with_state(api)
+}
+
+/// Runs the request in a task of its own: a client that hangs up does not
+/// leave a resource without its Secret, and a panic is one request's 500.
+async fn run_to_end(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    use axum::response::IntoResponse;
+    match api.tasks.spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => {
+            tracing::error!(%error, "a request handler panicked");
+            ApiError::Internal(
+                "the request could not be handled because of a bug; see the operator's log".into(),
+            )
+            .into_response()
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! One log line and two metrics a request.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+
+use super::Api;
+use crate::telemetry::Metrics;
+
+/// Counts and times requests.
+#[derive(Debug)]
+pub struct Requests {
+    count: Family<Labels, Counter>,
+    seconds: Histogram,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Labels {
+    route: String,
+    status: u16,
+}
+
+impl Requests {
+    /// Registers the metrics.
+    pub fn register(metrics: &Metrics) -> Self {
+        let this = Self {
+            count: Family::default(),
+            seconds: Histogram::new([
+                0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+            ]),
+        };
+        let mut registry = metrics.registry();
+        registry.register(
+            "rest_requests",
+            "REST requests by route and status",
+            this.count.clone(),
+        );
+        registry.register(
+            "rest_request_seconds",
+            "Time from a REST request to its answer",
+            this.seconds.clone(),
+        );
+        this
+    }
+}
+
+/// Logs and counts a request: its route and not its query or headers, which
+/// may hold credentials.
+pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let path = request.uri().path().to_string();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("none", MatchedPath::as_str)
+        .trim_end_matches('/')
+        .to_string();
+    let response = next.run(request).await;
+    let status = response.status().as_u16();
+    let seconds = started.elapsed().as_secs_f64();
+    api.requests.seconds.observe(seconds);
+    api.requests
+        .count
+        .get_or_create(&Labels { route, status })
+        .inc();
+    tracing::info!(%method, path, status, ms = (seconds * 1000.0).round() as u64, "request");
+    response
+}

@@ -1,0 +1,72 @@
+//! `POST /v1/materialized_view/{id}/refresh` and its alias for tables.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use serde::Serialize;
+
+use super::body::JsonBody;
+use super::error::ApiError;
+use super::id::PathId;
+use super::identity::Caller;
+use super::manifest::GenevaManifest;
+use super::{Api, fields, idempotency};
+use crate::world;
+
+/// The spec's `RefreshMaterializedViewResponse`.
+#[derive(Debug, Serialize)]
+pub struct RefreshResponse {
+    job_id: String,
+}
+
+/// Takes a refresh. 202 once the Kubernetes API has stored it.
+pub async fn refresh(
+    State(api): State<Arc<Api>>,
+    PathId(view): PathId,
+    headers: HeaderMap,
+    body: JsonBody,
+) -> Result<(StatusCode, Json<RefreshResponse>), ApiError> {
+    let caller = Caller::of(&headers, &body)?;
+    let key = idempotency::key(&headers)?;
+    let manifest = body
+        .string("manifest")?
+        .map(GenevaManifest::parse)
+        .transpose()?;
+    let checksum = manifest.as_ref().map(GenevaManifest::checksum);
+    // Shape comes first: a request that can never be right makes no calls.
+    let unnamed = uuid::Uuid::now_v7().to_string();
+    let mut spec = fields::spec(&unnamed, &view, &body, checksum)?;
+    let job_id = match key {
+        None => unnamed,
+        Some(key) => {
+            let name = idempotency::name(&api.store.salt().await?, &caller, &key);
+            spec = fields::spec(&name, &view, &body, checksum)?;
+            if let Some(found) = api.store.get(&name).await? {
+                api.store.adopt(&found, &spec, manifest.as_ref()).await?;
+                return Ok(accepted(name));
+            }
+            name
+        }
+    };
+    let clusters = api.store.clusters().await?;
+    world::cluster(
+        &spec.cluster,
+        clusters.iter().map(|name| (name.as_str(), ())),
+    )?;
+    let catalog = api.catalog.get().await?;
+    api.catalog.in_time(world::view(&catalog, &spec)).await??;
+    api.store.create(&job_id, &spec, manifest.as_ref()).await?;
+    tracing::info!(
+        job_id,
+        view = view.join("$"),
+        cluster = spec.cluster,
+        "refresh accepted"
+    );
+    Ok(accepted(job_id))
+}
+
+fn accepted(job_id: String) -> (StatusCode, Json<RefreshResponse>) {
+    (StatusCode::ACCEPTED, Json(RefreshResponse { job_id }))
+}

@@ -1,0 +1,286 @@
+//! Storing refreshes with the Kubernetes API.
+//!
+//! The resource is stored first and the Secret with its Geneva manifest then,
+//! with the resource as its owner: whoever dies in between leaves no Secret
+//! behind that nobody owns. The refresh that such a death leaves without its
+//! Secret was not accepted (nobody was told its name); a retry under the same
+//! idempotency key adds the Secret, else the controller ends it as Failed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::core::ObjectMeta;
+use kube::{Api, Client, Resource, ResourceExt};
+use rand::TryRngCore;
+use tokio::sync::OnceCell;
+
+use super::error::ApiError;
+use super::idempotency::SALT_BYTES;
+use super::manifest::GenevaManifest;
+use crate::resources::{
+    MaterializedViewRefresh, MaterializedViewRefreshSpec, RefreshCluster, names,
+};
+
+/// How long one answer of the Kubernetes API may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often a create is tried whose fate is unknown.
+const ATTEMPTS: u32 = 3;
+
+/// The resources of one namespace.
+#[derive(Clone)]
+pub struct Store {
+    refreshes: Api<MaterializedViewRefresh>,
+    clusters: Api<RefreshCluster>,
+    secrets: Api<Secret>,
+    salt: std::sync::Arc<OnceCell<[u8; SALT_BYTES]>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+impl Store {
+    /// The resources of `namespace`.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        Self {
+            refreshes: Api::namespaced(client.clone(), namespace),
+            clusters: Api::namespaced(client.clone(), namespace),
+            secrets: Api::namespaced(client, namespace),
+            salt: Default::default(),
+        }
+    }
+
+    /// The refresh called `name`, if there is one.
+    pub async fn get(&self, name: &str) -> Result<Option<MaterializedViewRefresh>, ApiError> {
+        in_time(self.refreshes.get_opt(name)).await
+    }
+
+    /// The names of the RefreshClusters.
+    pub async fn clusters(&self) -> Result<Vec<String>, ApiError> {
+        let list = in_time(self.clusters.list_metadata(&ListParams::default())).await?;
+        Ok(list.iter().map(ResourceExt::name_any).collect())
+    }
+
+    /// Stores a refresh. One of the same name that was asked for in the same
+    /// way is as good; one that was asked for otherwise is a conflict.
+    pub async fn create(
+        &self,
+        name: &str,
+        spec: &MaterializedViewRefreshSpec,
+        manifest: Option<&GenevaManifest>,
+    ) -> Result<(), ApiError> {
+        let mut refresh = MaterializedViewRefresh::new(name, spec.clone());
+        let (annotation, value) = names::RESTORE_STATUS;
+        refresh
+            .annotations_mut()
+            .insert(annotation.to_string(), value.to_string());
+        let post = PostParams {
+            field_manager: Some(names::REST_MANAGER.to_string()),
+            ..Default::default()
+        };
+        for attempt in 1.. {
+            match in_time(async { Ok(self.refreshes.create(&post, &refresh).await) }).await {
+                Ok(Ok(stored)) => {
+                    let Some(manifest) = manifest else {
+                        return Ok(());
+                    };
+                    if let Err(error) = self.create_manifest(&stored, manifest).await {
+                        self.take_back(&stored).await;
+                        return Err(error);
+                    }
+                    return Ok(());
+                }
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                    match self.get(name).await? {
+                        Some(found) => return self.adopt(&found, spec, manifest).await,
+                        // Deleted in between.
+                        None if attempt < ATTEMPTS => continue,
+                        None => {
+                            return Err(ApiError::Unavailable(
+                                "the refresh is being deleted; try again".into(),
+                            ));
+                        }
+                    }
+                }
+                // The name is this request's alone: if the first attempt was
+                // stored after all, the next one meets it.
+                Ok(Err(error)) => {
+                    let error = ApiError::from(error);
+                    if attempt >= ATTEMPTS || !matches!(error, ApiError::Unavailable(_)) {
+                        return Err(error);
+                    }
+                }
+                Err(error) if attempt >= ATTEMPTS => return Err(error),
+                Err(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(100 * u64::from(attempt))).await;
+        }
+        Ok(())
+    }
+
+    /// Answers a request from the refresh that an earlier one made.
+    pub async fn adopt(
+        &self,
+        found: &MaterializedViewRefresh,
+        spec: &MaterializedViewRefreshSpec,
+        manifest: Option<&GenevaManifest>,
+    ) -> Result<(), ApiError> {
+        if !asks_the_same(&found.spec, spec) {
+            return Err(ApiError::Conflict(
+                "Idempotency-Key was used with another request; use a new key for a new request"
+                    .into(),
+            ));
+        }
+        if found.meta().deletion_timestamp.is_some() {
+            return Err(ApiError::Unavailable(
+                "the refresh of this Idempotency-Key is being deleted; try again".into(),
+            ));
+        }
+        let ended = found
+            .status
+            .as_ref()
+            .is_some_and(|status| status.phase.is_terminal());
+        match manifest {
+            Some(manifest) if !ended => self.create_manifest(found, manifest).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn create_manifest(
+        &self,
+        owner: &MaterializedViewRefresh,
+        manifest: &GenevaManifest,
+    ) -> Result<(), ApiError> {
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(names::manifest_secret(&owner.name_any())),
+                owner_references: Some(owner.owner_ref(&()).into_iter().collect()),
+                labels: Some(labels(Some(&owner.name_any()))),
+                ..Default::default()
+            },
+            data: Some(BTreeMap::from([(
+                names::MANIFEST_KEY.to_string(),
+                ByteString(manifest.text().as_bytes().to_vec()),
+            )])),
+            immutable: Some(true),
+            ..Default::default()
+        };
+        self.create_secret(&secret).await.map(|_| ())
+    }
+
+    /// Whether the Secret was not there before.
+    async fn create_secret(&self, secret: &Secret) -> Result<bool, ApiError> {
+        let created =
+            in_time(async { Ok(self.secrets.create(&PostParams::default(), secret).await) });
+        match created.await? {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes a refresh that nobody was told of.
+    async fn take_back(&self, refresh: &MaterializedViewRefresh) {
+        let this_one = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: refresh.uid(),
+                resource_version: None,
+            }),
+            ..Default::default()
+        };
+        if let Err(error) = in_time(self.refreshes.delete(&refresh.name_any(), &this_one)).await {
+            tracing::warn!(refresh = refresh.name_any(), %error, "a refresh without its manifest could not be taken back");
+        }
+    }
+
+    /// The namespace's salt, made by whoever needs it first.
+    pub async fn salt(&self) -> Result<[u8; SALT_BYTES], ApiError> {
+        self.salt
+            .get_or_try_init(|| async {
+                if let Some(salt) = self.stored_salt().await? {
+                    return Ok(salt);
+                }
+                let mut salt = [0; SALT_BYTES];
+                rand::rngs::OsRng
+                    .try_fill_bytes(&mut salt)
+                    .map_err(|error| ApiError::Internal(format!("no random numbers: {error}")))?;
+                let secret = Secret {
+                    metadata: ObjectMeta {
+                        name: Some(names::IDEMPOTENCY_SECRET.to_string()),
+                        labels: Some(labels(None)),
+                        ..Default::default()
+                    },
+                    data: Some(BTreeMap::from([(
+                        names::SALT_KEY.to_string(),
+                        ByteString(salt.to_vec()),
+                    )])),
+                    immutable: Some(true),
+                    ..Default::default()
+                };
+                if self.create_secret(&secret).await? {
+                    return Ok(salt);
+                }
+                self.stored_salt().await?.ok_or_else(|| {
+                    ApiError::Unavailable("the salt of idempotency keys vanished; try again".into())
+                })
+            })
+            .await
+            .copied()
+    }
+
+    async fn stored_salt(&self) -> Result<Option<[u8; SALT_BYTES]>, ApiError> {
+        let Some(secret) = in_time(self.secrets.get_opt(names::IDEMPOTENCY_SECRET)).await? else {
+            return Ok(None);
+        };
+        secret
+            .data
+            .as_ref()
+            .and_then(|data| {
+                <[u8; SALT_BYTES]>::try_from(data.get(names::SALT_KEY)?.0.as_slice()).ok()
+            })
+            .map(Some)
+            .ok_or_else(|| {
+                ApiError::Internal(format!(
+                    "Secret '{}' holds no salt of {SALT_BYTES} bytes; delete it",
+                    names::IDEMPOTENCY_SECRET
+                ))
+            })
+    }
+}
+
+fn labels(refresh: Option<&str>) -> BTreeMap<String, String> {
+    let (managed_by, relance) = names::MANAGED_BY;
+    let mut labels = BTreeMap::from([(managed_by.to_string(), relance.to_string())]);
+    if let Some(refresh) = refresh {
+        labels.insert(names::REFRESH_LABEL.to_string(), refresh.to_string());
+    }
+    labels
+}
+
+/// Whether two specs ask for the same, whatever became of what may change.
+fn asks_the_same(one: &MaterializedViewRefreshSpec, other: &MaterializedViewRefreshSpec) -> bool {
+    let fixed = |spec: &MaterializedViewRefreshSpec| MaterializedViewRefreshSpec {
+        suspend: false,
+        cancel: false,
+        priority: 0,
+        ttl_seconds_after_finished: None,
+        ..spec.clone()
+    };
+    fixed(one) == fixed(other)
+}
+
+async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(PATIENCE, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(ApiError::Unavailable(format!(
+            "the Kubernetes API did not answer within {} seconds; try again",
+            PATIENCE.as_secs()
+        ))),
+    }
+}

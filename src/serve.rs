@@ -1,0 +1,128 @@
+//! `relance serve`: REST, controller or both in one process, and the health
+//! listener beside them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kube::{Client, Config};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::SharedCatalog;
+use crate::cli::ServeArgs;
+use crate::telemetry::Metrics;
+use crate::{health, listener, rest};
+
+/// Why the operator cannot run.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// No kubeconfig and no service account.
+    #[error(
+        "no Kubernetes to talk to: {0}; set KUBECONFIG, or run in a pod with a service account"
+    )]
+    NoKubernetes(#[from] kube::config::InferConfigError),
+    /// The configuration makes no client.
+    #[error("the Kubernetes configuration is not usable: {0}")]
+    Client(#[from] kube::Error),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; choose another address")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Signals cannot be waited for.
+    #[error("signals cannot be received: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT, and then to the end of what is at work.
+pub async fn serve(args: &ServeArgs) -> Result<(), ServeError> {
+    let shutdown = CancellationToken::new();
+    end_on_signals(shutdown.clone())?;
+    let config = Config::infer().await?;
+    let namespace = args
+        .namespace
+        .clone()
+        .unwrap_or_else(|| config.default_namespace.clone());
+    let client = Client::try_from(config)?;
+    let metrics = Arc::new(Metrics::default());
+    let catalog = SharedCatalog::new(&args.catalog.catalog, args.catalog.options(), &metrics);
+
+    // All addresses are taken before anything runs, so that a wrong one ends it all.
+    let health_listener = listen(args.health_listen).await?;
+    let rest_listener = match args.rest() {
+        true => Some(listen(args.listen).await?),
+        false => None,
+    };
+    let health = health::router(health::Health {
+        client: client.clone(),
+        metrics: metrics.clone(),
+        shutdown: shutdown.clone(),
+    });
+    // Health outlives the rest, to be asked during the shutdown too.
+    let health_shutdown = CancellationToken::new();
+    let health = tokio::spawn(listener::serve(
+        health_listener,
+        health,
+        health_shutdown.clone(),
+    ));
+    let watch = tokio::spawn(catalog.clone().watch(shutdown.clone()));
+
+    let rest = async {
+        let Some(listener) = rest_listener else {
+            return;
+        };
+        let api = Arc::new(rest::Api::new(
+            client.clone(),
+            &namespace,
+            catalog.clone(),
+            &metrics,
+        ));
+        let router = rest::router(api.clone());
+        listener::serve(listener, router, shutdown.clone()).await;
+        api.tasks.close();
+        api.tasks.wait().await;
+    };
+    if args.rest() && !args.listen.ip().is_loopback() {
+        tracing::warn!(
+            address = %args.listen,
+            "the REST API listens beyond this machine and authenticates nobody: let only those reach it who may refresh every view"
+        );
+    }
+    tracing::info!(
+        namespace,
+        rest = args.rest().then(|| args.listen.to_string()),
+        health = %args.health_listen,
+        "relance serves"
+    );
+    rest.await;
+    shutdown.cancelled().await;
+    health_shutdown.cancel();
+    let _ = tokio::join!(health, watch);
+    Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Listen { address, source })?;
+    Ok(listener)
+}
+
+fn end_on_signals(shutdown: CancellationToken) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("shutting down");
+        shutdown.cancel();
+    });
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! What about a refresh can be wrong because of how the world is: its view,
+//! its cluster. REST refuses it at once, an applied resource ends Failed, and
+//! both say the sentence that is written here.
+
+use thiserror::Error;
+
+use crate::engine::catalog::Catalog;
+use crate::engine::error::EngineError;
+use crate::engine::view::{self, ViewInfo, ViewKind};
+use crate::resources::MaterializedViewRefreshSpec;
+use crate::resources::reasons;
+
+/// What the world says against a refresh.
+#[derive(Debug, Error)]
+pub enum WorldError {
+    /// About the view, or the catalog that should have it.
+    #[error(transparent)]
+    View(#[from] EngineError),
+    /// The refresh names a cluster that is not there.
+    #[error("the namespace has no RefreshCluster '{name}'; {}", there_are(.known))]
+    UnknownCluster {
+        /// What the refresh names.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+}
+
+impl WorldError {
+    /// A stable CamelCase reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            WorldError::View(error) => error.reason(),
+            WorldError::UnknownCluster { .. } => reasons::CLUSTER_NOT_FOUND,
+        }
+    }
+
+    /// Whether waiting may help, without anyone changing the refresh.
+    pub fn retryable(&self) -> bool {
+        match self {
+            WorldError::View(error) => error.retryable(),
+            WorldError::UnknownCluster { .. } => false,
+        }
+    }
+}
+
+fn there_are(known: &[String]) -> String {
+    if known.is_empty() {
+        return "there are none: create one".to_string();
+    }
+    format!("there are: {}", known.join(", "))
+}
+
+/// Looks at the refresh's view, and says what stands against refreshing it so.
+pub async fn view(
+    catalog: &Catalog,
+    spec: &MaterializedViewRefreshSpec,
+) -> Result<ViewInfo, WorldError> {
+    let info = view::inspect(catalog, &spec.view).await?;
+    judge(&info, spec)?;
+    Ok(info)
+}
+
+/// Whether a view that was looked at can be refreshed as `spec` asks.
+fn judge(info: &ViewInfo, spec: &MaterializedViewRefreshSpec) -> Result<(), EngineError> {
+    let name = spec.view.join("$");
+    if let Some(limit) = spec.output_limit
+        && info.kind != ViewKind::GenevaChunker
+    {
+        return Err(EngineError::InvalidInput(format!(
+            "output_limit is {limit}, and '{name}' is no chunker view: leave it out, only chunker views take it"
+        )));
+    }
+    if let Some(why) = &info.unsupported {
+        return Err(EngineError::Unsupported {
+            view: name,
+            kind: described(&info.kind),
+            why: why.clone(),
+        });
+    }
+    if let Some(expected) = &spec.expected_incarnation
+        && info.incarnation.as_ref() != Some(expected)
+    {
+        return Err(EngineError::IncarnationMismatch {
+            view: name,
+            expected: expected.clone(),
+            found: info.incarnation.clone().unwrap_or_else(|| "none".into()),
+        });
+    }
+    Ok(())
+}
+
+/// A view's kind in words, with its article.
+fn described(kind: &ViewKind) -> String {
+    match kind {
+        ViewKind::Sql => "a SQL view".into(),
+        ViewKind::GeneralSql => "a SQL view of the broader kind".into(),
+        ViewKind::GenevaQuery => "a Geneva query view".into(),
+        ViewKind::GenevaChunker => "a Geneva chunker view".into(),
+        ViewKind::GenevaUdtf => "a Geneva table-function view".into(),
+        ViewKind::Newer(what) => format!("a view of a newer format ({what})"),
+    }
+}
+
+/// The cluster that a refresh names, among those there are.
+pub fn cluster<'a, C>(
+    name: &str,
+    known: impl IntoIterator<Item = (&'a str, C)>,
+) -> Result<C, WorldError> {
+    let mut names = Vec::new();
+    for (known, cluster) in known {
+        if known == name {
+            return Ok(cluster);
+        }
+        names.push(known.to_string());
+    }
+    names.sort();
+    Err(WorldError::UnknownCluster {
+        name: name.to_string(),
+        known: names,
+    })
+}
