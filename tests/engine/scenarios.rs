@@ -1,0 +1,288 @@
+//! Named situations, each with what must come out.
+
+use lance::dataset::WriteMode;
+use relance::engine::error::EngineError;
+use relance::engine::freshness::{self, Freshness};
+use relance::engine::outcome::{self, Mode};
+use relance::engine::refresh::Request;
+use relance::engine::view;
+
+use crate::support::{Db, Form, SHAPES, request};
+
+async fn filled(stable: bool) -> Db {
+    let mut db = Db::new(stable);
+    let batch = db.batch(100);
+    db.write(batch, WriteMode::Create, 30).await;
+    db
+}
+
+#[tokio::test]
+async fn a_first_refresh_rebuilds_a_second_does_nothing_and_an_append_is_incremental() {
+    for form in [Form::Plain, Form::Provenance] {
+        for shape in SHAPES {
+            let mut db = filled(true).await;
+            db.create_view("v", shape.sql, form).await;
+            let first = db.refresh("v").await.unwrap();
+            assert_eq!(first.mode, Mode::Rebuild, "{}", shape.name);
+            assert_eq!(
+                db.rows("v").await,
+                db.from_scratch(shape, form, first.source_version).await,
+                "{} {form:?}",
+                shape.name
+            );
+            assert_eq!(first.rows_written as usize, db.rows("v").await.len());
+
+            let again = db.refresh("v").await.unwrap();
+            assert_eq!(again.mode, Mode::NoOp);
+            assert_eq!(again.rows_written, 0);
+            assert_eq!(
+                again.view_version, first.view_version,
+                "a NoOp commits nothing"
+            );
+
+            let more = db.batch(50);
+            db.write(more, WriteMode::Append, 30).await;
+            let third = db.refresh("v").await.unwrap();
+            let row_wise = shape.limit.is_none() && shape.name != "grouped";
+            if row_wise {
+                assert_eq!(third.mode, Mode::Incremental, "{}", shape.name);
+                assert!(third.units_kept > 0);
+            }
+            assert_eq!(
+                db.rows("v").await,
+                db.from_scratch(shape, form, third.source_version).await
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn freshness_is_told_without_planning() {
+    let mut db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    let catalog = db.catalog().await;
+    let look = async |version| {
+        let info = view::inspect(&catalog, &["v".to_string()]).await.unwrap();
+        freshness::check(&catalog, &info, version).await.unwrap()
+    };
+    assert!(matches!(look(None).await, Freshness::Stale { .. }));
+    let done = db.refresh("v").await.unwrap();
+    let current = Freshness::Current {
+        source_version: done.source_version,
+        view_version: done.view_version,
+    };
+    assert_eq!(look(None).await, current);
+    let more = db.batch(5);
+    db.write(more, WriteMode::Append, 30).await;
+    assert!(matches!(look(None).await, Freshness::Stale { .. }));
+    assert_eq!(look(Some(done.source_version)).await, current);
+    let mut table = db.open("v").await;
+    table.delete("id = 40").await.unwrap();
+    assert!(matches!(look(Some(1)).await, Freshness::Stale { .. }));
+}
+
+#[tokio::test]
+async fn a_refresh_that_has_committed_is_not_run_again() {
+    let mut db = filled(false).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    let asked = request("v");
+    let done = db.refresh_as(asked.clone()).await.unwrap();
+    let more = db.batch(50);
+    db.write(more, WriteMode::Append, 30).await;
+    assert_eq!(db.refresh_as(asked.clone()).await.unwrap(), done);
+    let catalog = db.catalog().await;
+    let found = outcome::find(&catalog, &asked.view, &asked.refresh)
+        .await
+        .unwrap();
+    assert_eq!(found, Some(done));
+    assert_eq!(
+        outcome::find(&catalog, &asked.view, "another")
+            .await
+            .unwrap(),
+        None
+    );
+}
+
+#[tokio::test]
+async fn a_pinned_version_is_what_the_view_then_equals() {
+    let mut db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    let more = db.batch(50);
+    db.write(more, WriteMode::Append, 30).await;
+    db.refresh("v").await.unwrap();
+    let back = db
+        .refresh_as(Request {
+            src_version: Some(1),
+            ..request("v")
+        })
+        .await
+        .unwrap();
+    assert_eq!(back.source_version, 1);
+    assert_eq!(
+        db.rows("v").await,
+        db.from_scratch(&SHAPES[0], Form::Plain, 1).await
+    );
+    let gone = db
+        .refresh_as(Request {
+            src_version: Some(99),
+            ..request("v")
+        })
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(gone, EngineError::SourceVersionGone { version: 99, .. }),
+        "{gone}"
+    );
+}
+
+#[tokio::test]
+async fn a_full_refresh_writes_every_row_again() {
+    let db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    let first = db.refresh("v").await.unwrap();
+    let full = db
+        .refresh_as(Request {
+            full: true,
+            max_rows_per_fragment: Some(10),
+            ..request("v")
+        })
+        .await
+        .unwrap();
+    assert_eq!(full.mode, Mode::Rebuild);
+    assert_eq!(full.rows_written, first.rows_written);
+    let table = db.open("v").await;
+    assert!(
+        table
+            .fragments()
+            .iter()
+            .all(|f| f.physical_rows <= Some(10))
+    );
+    assert_eq!(
+        db.rows("v").await,
+        db.from_scratch(&SHAPES[0], Form::Plain, 1).await
+    );
+}
+
+#[tokio::test]
+async fn tables_that_are_no_views_and_names_that_are_nothing_are_told_apart() {
+    let db = filled(true).await;
+    let error = db.refresh("src").await.unwrap_err();
+    assert!(matches!(error, EngineError::NotAView { .. }), "{error}");
+    let error = db.refresh("nothing").await.unwrap_err();
+    assert!(matches!(error, EngineError::ViewNotFound { .. }), "{error}");
+    let nested = Request {
+        view: vec!["a".into(), "b".into()],
+        ..request("v")
+    };
+    let error = db.refresh_as(nested).await.unwrap_err();
+    assert!(matches!(error, EngineError::ViewNotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_dropped_source_column_fails_the_refresh_and_leaves_the_view() {
+    let db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    let before = db.rows("v").await;
+    db.open("src").await.drop_columns(&["x"]).await.unwrap();
+    let error = db.refresh("v").await.unwrap_err();
+    assert!(
+        matches!(error, EngineError::DefinitionMismatch { .. }),
+        "{error}"
+    );
+    assert_eq!(db.rows("v").await, before);
+}
+
+#[tokio::test]
+async fn a_column_that_the_view_does_not_read_costs_nothing() {
+    let db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    let mut source = db.open("src").await;
+    source
+        .add_columns(
+            lance::dataset::NewColumnTransform::SqlExpressions(vec![(
+                "extra".into(),
+                "id + 1".into(),
+            )]),
+            None,
+            None,
+        )
+        .await
+        .unwrap();
+    let outcome = db.refresh("v").await.unwrap();
+    assert_eq!(outcome.mode, Mode::NoOp);
+    assert_eq!(outcome.source_version, source.version().version);
+}
+
+#[tokio::test]
+async fn a_function_whose_result_changes_by_itself_is_refused_by_name() {
+    let db = filled(true).await;
+    db.create_view("v", "SELECT id, random() AS r FROM src", Form::Plain)
+        .await;
+    let error = db.refresh("v").await.unwrap_err();
+    assert!(matches!(error, EngineError::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("random"), "{error}");
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_computed_are_a_failure_that_no_retry_mends() {
+    let db = filled(true).await;
+    db.create_view("v", "SELECT id, 10 / (id - 40) AS q FROM src", Form::Plain)
+        .await;
+    let error = db.refresh("v").await.unwrap_err();
+    assert!(
+        matches!(error, EngineError::EvaluationFailed { .. }),
+        "{error}"
+    );
+    assert!(!error.retryable());
+    assert!(db.rows("v").await.is_empty());
+}
+
+#[tokio::test]
+async fn another_incarnation_of_the_view_is_not_touched() {
+    let db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Provenance).await;
+    let error = db
+        .refresh_as(Request {
+            expected_incarnation: Some("another".into()),
+            ..request("v")
+        })
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, EngineError::IncarnationMismatch { .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn many_workers_share_one_refresh_and_commit_once() {
+    let mut db = filled(true).await;
+    for _ in 0..6 {
+        let more = db.batch(20);
+        db.write(more, WriteMode::Append, 5).await;
+    }
+    db.create_view("v", SHAPES[1].sql, Form::Plain).await;
+    let asked = request("v");
+    let before = db.open("v").await.version().version;
+    let runs = (0..3).map(|index| {
+        db.refresh_as(Request {
+            workers: 3,
+            index,
+            ..asked.clone()
+        })
+    });
+    let outcomes: Vec<_> = futures::future::join_all(runs)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    assert!(outcomes.windows(2).all(|w| w[0] == w[1]), "{outcomes:?}");
+    assert_eq!(db.open("v").await.version().version, before + 1);
+    assert_eq!(
+        db.rows("v").await,
+        db.from_scratch(&SHAPES[1], Form::Plain, outcomes[0].source_version)
+            .await
+    );
+}

@@ -1,0 +1,333 @@
+//! A small database on disk, views of both lancedb forms over it, and an
+//! evaluation of a view from scratch to compare with.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow_array::builder::{Int32Builder, ListBuilder};
+use arrow_array::{
+    ArrayRef, Int64Array, RecordBatch, RecordBatchIterator, StringArray, UInt64Array,
+};
+use arrow_cast::display::{ArrayFormatter, FormatOptions};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::dataset::{WriteMode, WriteParams};
+use lance_io::stream::RecordBatchStream;
+use lancedb::materialized_view::{MaterializedViewDefinition, prepare_definition};
+use relance::engine::catalog::Catalog;
+use relance::engine::error::EngineError;
+use relance::engine::outcome::Outcome;
+use relance::engine::refresh::{Progress, Request, refresh};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+/// Which form a view's table has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// lancedb crate 0.41: just the declared columns.
+    Plain,
+    /// lancedb 0.38 to 0.40: with `__source_row_id`.
+    Provenance,
+}
+
+/// A database with one source table, `src`.
+pub struct Db {
+    pub folder: TempDir,
+    pub stable_row_ids: bool,
+    next_id: i64,
+}
+
+impl Db {
+    pub fn new(stable_row_ids: bool) -> Db {
+        Db {
+            folder: tempfile::tempdir().unwrap(),
+            stable_row_ids,
+            next_id: 0,
+        }
+    }
+
+    pub fn path(&self, table: &str) -> String {
+        format!("{}/{table}.lance", self.folder.path().display())
+    }
+
+    pub async fn catalog(&self) -> Catalog {
+        let uri = format!("dir://{}", self.folder.path().display());
+        Catalog::connect(&uri, &BTreeMap::new()).await.unwrap()
+    }
+
+    pub async fn open(&self, table: &str) -> Dataset {
+        Dataset::open(&self.path(table)).await.unwrap()
+    }
+
+    /// `rows` new rows. Ids go up; the other values depend on the id alone.
+    pub fn batch(&mut self, rows: usize) -> RecordBatch {
+        let from = self.next_id;
+        self.next_id += rows as i64;
+        rows_of((from..self.next_id).collect())
+    }
+
+    /// Writes `batch` to `src`.
+    pub async fn write(&self, batch: RecordBatch, mode: WriteMode, max_rows_per_file: usize) {
+        let schema = batch.schema();
+        let reader = RecordBatchIterator::new([Ok(batch)], schema);
+        let params = WriteParams {
+            mode,
+            max_rows_per_file,
+            enable_stable_row_ids: self.stable_row_ids,
+            ..Default::default()
+        };
+        Dataset::write(reader, &self.path("src"), Some(params))
+            .await
+            .unwrap();
+    }
+
+    /// Creates view `name`, empty, as lancedb 0.41 does, or in the older form.
+    pub async fn create_view(&self, name: &str, sql: &str, form: Form) {
+        let connection = lancedb::connect(&self.folder.path().display().to_string())
+            .execute()
+            .await
+            .unwrap();
+        let definition = MaterializedViewDefinition::from_sql(sql).unwrap();
+        let source = connection
+            .open_table(&definition.source_table)
+            .execute()
+            .await
+            .unwrap();
+        let prepared = prepare_definition(&source, definition).await.unwrap();
+        if form == Form::Plain {
+            prepared.create(name).await.unwrap();
+            return;
+        }
+        let mut fields: Vec<Field> = prepared
+            .schema()
+            .fields()
+            .iter()
+            .map(|f| f.as_ref().clone())
+            .collect();
+        fields.push(Field::new("__source_row_id", DataType::UInt64, false));
+        let schema = Arc::new(Schema::new_with_metadata(
+            fields,
+            prepared.schema().metadata().clone(),
+        ));
+        let reader = RecordBatchIterator::new(
+            std::iter::empty::<Result<RecordBatch, arrow_schema::ArrowError>>(),
+            schema,
+        );
+        Dataset::write(reader, &self.path(name), None)
+            .await
+            .unwrap();
+    }
+
+    pub async fn refresh_as(&self, request: Request) -> Result<Outcome, EngineError> {
+        let (progress, _) = watch::channel(Progress::default());
+        refresh(&self.catalog().await, &request, &progress).await
+    }
+
+    pub async fn refresh(&self, view: &str) -> Result<Outcome, EngineError> {
+        self.refresh_as(request(view)).await
+    }
+
+    /// The view's rows, each as text, sorted.
+    pub async fn rows(&self, view: &str) -> Vec<String> {
+        let table = self.open(view).await;
+        let batches: Vec<RecordBatch> = table
+            .scan()
+            .try_into_stream()
+            .await
+            .unwrap()
+            .try_collect()
+            .await
+            .unwrap();
+        render(&batches)
+    }
+
+    /// What `sql` gives over `src` at `version`, evaluated from scratch by
+    /// DataFusion over all rows in memory, in the columns of the view.
+    pub async fn from_scratch(&self, shape: &Shape, form: Form, version: u64) -> Vec<String> {
+        let source = self
+            .open("src")
+            .await
+            .checkout_version(version)
+            .await
+            .unwrap();
+        let mut scan = source.scan();
+        scan.with_row_id();
+        let stream = scan.try_into_stream().await.unwrap();
+        let schema: SchemaRef = stream.schema();
+        let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+        let context = SessionContext::new();
+        let table = datafusion::datasource::MemTable::try_new(schema, vec![batches]).unwrap();
+        context.register_table("src", Arc::new(table)).unwrap();
+        let sql = (shape.oracle)(form);
+        let mut batches = context.sql(&sql).await.unwrap().collect().await.unwrap();
+        if let Some(limit) = shape.limit {
+            let mut left = limit;
+            for batch in &mut batches {
+                *batch = batch.slice(0, left.min(batch.num_rows()));
+                left -= batch.num_rows();
+            }
+        }
+        render(&batches)
+    }
+}
+
+/// A refresh of `view` with a UID of its own.
+pub fn request(view: &str) -> Request {
+    Request {
+        view: vec![view.to_string()],
+        refresh: uuid::Uuid::new_v4().to_string(),
+        ..Default::default()
+    }
+}
+
+/// The source's rows of these ids.
+pub fn rows_of(ids: Vec<i64>) -> RecordBatch {
+    let mut tags = ListBuilder::new(Int32Builder::new());
+    for id in &ids {
+        match id % 5 {
+            0 => tags.append_null(),
+            1 => tags.append_value([]),
+            n => tags.append_value((0..n as i32).map(|i| (i != 2).then_some(*id as i32 * 10 + i))),
+        }
+    }
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        (
+            "x",
+            Arc::new(Int64Array::from_iter(
+                ids.iter().map(|id| (id % 7 != 3).then_some(id * 3 % 101)),
+            )),
+        ),
+        (
+            "name",
+            Arc::new(StringArray::from_iter(
+                ids.iter()
+                    .map(|id| (id % 11 != 4).then(|| format!("row {id}"))),
+            )),
+        ),
+        ("tags", Arc::new(tags.finish())),
+        ("id", Arc::new(Int64Array::from(ids))),
+    ];
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))
+        .unwrap()
+}
+
+/// A kind of view: its defining query, and the same for DataFusion.
+pub struct Shape {
+    pub name: &'static str,
+    pub sql: &'static str,
+    pub oracle: fn(Form) -> String,
+    pub limit: Option<usize>,
+}
+
+fn with_row_id(form: Form, columns: &str, row_id: &str, rest: &str) -> String {
+    match form {
+        Form::Plain => format!("SELECT {columns} {rest}"),
+        Form::Provenance => format!("SELECT {columns}, {row_id} AS __source_row_id {rest}"),
+    }
+}
+
+/// Every shape that views of one source can have.
+pub const SHAPES: &[Shape] = &[
+    Shape {
+        name: "filtered",
+        sql: "SELECT id, x * 2 AS y, name FROM src WHERE x > 20",
+        oracle: |form| {
+            with_row_id(
+                form,
+                "id, x * 2 AS y, name",
+                "_rowid",
+                "FROM src WHERE x > 20",
+            )
+        },
+        limit: None,
+    },
+    Shape {
+        name: "expressions",
+        sql: "SELECT id, upper(name) AS shout, coalesce(x, -1) AS x0 FROM src",
+        oracle: |form| {
+            with_row_id(
+                form,
+                "id, upper(name) AS shout, coalesce(x, -1) AS x0",
+                "_rowid",
+                "FROM src",
+            )
+        },
+        limit: None,
+    },
+    Shape {
+        name: "unnested",
+        sql: "SELECT id, t + 1 AS t1 FROM src, UNNEST(tags) AS t WHERE t > 30 OR t IS NULL",
+        oracle: |form| {
+            with_row_id(
+                form,
+                "id, t + 1 AS t1",
+                "_rowid",
+                "FROM (SELECT id, _rowid, unnest(tags) AS t FROM src) WHERE t > 30 OR t IS NULL",
+            )
+        },
+        limit: None,
+    },
+    Shape {
+        name: "grouped",
+        sql: "SELECT x, count(*) AS n, max(id) AS largest FROM src WHERE id > 2 GROUP BY x",
+        oracle: |form| {
+            with_row_id(
+                form,
+                "x, count(*) AS n, max(id) AS largest",
+                "min(_rowid)",
+                "FROM src WHERE id > 2 GROUP BY x",
+            )
+        },
+        limit: None,
+    },
+    Shape {
+        name: "limited",
+        sql: "SELECT id, name FROM src WHERE x > 10 LIMIT 25",
+        oracle: |form| with_row_id(form, "id, name", "_rowid", "FROM src WHERE x > 10"),
+        limit: Some(25),
+    },
+];
+
+/// Each row of `batches` as text, sorted.
+pub fn render(batches: &[RecordBatch]) -> Vec<String> {
+    let options = FormatOptions::default().with_null("NULL");
+    let mut rows = Vec::new();
+    for batch in batches {
+        let columns: Vec<ArrayFormatter> = batch
+            .columns()
+            .iter()
+            .map(|c| ArrayFormatter::try_new(c.as_ref(), &options).unwrap())
+            .collect();
+        for row in 0..batch.num_rows() {
+            let cells: Vec<String> = columns.iter().map(|c| c.value(row).to_string()).collect();
+            rows.push(cells.join(" | "));
+        }
+    }
+    rows.sort();
+    rows
+}
+
+/// One-column batch of view-like rows that no source has.
+pub fn foreign(schema: &Schema) -> RecordBatch {
+    let columns = schema
+        .fields()
+        .iter()
+        .map(|f| -> ArrayRef {
+            match f.data_type() {
+                DataType::UInt64 => Arc::new(UInt64Array::from(vec![u64::MAX - 1])),
+                other if f.is_nullable() => arrow_array::new_null_array(other, 1),
+                _ => Arc::new(Int64Array::from(vec![-5])),
+            }
+        })
+        .collect();
+    RecordBatch::try_new(
+        Arc::new(Schema::new_with_metadata(
+            schema.fields().clone(),
+            HashMap::new(),
+        )),
+        columns,
+    )
+    .unwrap()
+}
