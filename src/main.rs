@@ -3,8 +3,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use relance::cli::{Cli, Command};
+use relance::engine::error::EngineError;
 use relance::protocol::exit;
-use relance::{resources, serve, telemetry};
+use relance::{local, resources, serve, telemetry, worker};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -31,14 +32,28 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "relance", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Serve(args) => run(serve::serve(&args)),
-        Command::Refresh(_) | Command::Views(_) | Command::Worker => {
-            fail("this command is not there yet", exit::USAGE)
-        }
+        Command::Serve(args) => run(async {
+            serve::serve(&args)
+                .await
+                .map_err(|error| (error.to_string(), exit::UNAVAILABLE))
+        }),
+        Command::Refresh(args) => run(async { local::refresh_view(&args).await.map_err(told) }),
+        Command::Views(args) => run(async { local::list_views(&args).await.map_err(told) }),
+        Command::Worker => run(async {
+            match worker::run().await {
+                exit::OK => Ok(()),
+                // The worker has said why.
+                code => Err((String::new(), code)),
+            }
+        }),
     }
 }
 
-fn run(work: impl Future<Output = Result<(), serve::ServeError>>) -> ExitCode {
+fn told(error: EngineError) -> (String, i32) {
+    (error.to_string(), worker::exit_code(&error))
+}
+
+fn run(work: impl Future<Output = Result<(), (String, i32)>>) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -50,7 +65,7 @@ fn run(work: impl Future<Output = Result<(), serve::ServeError>>) -> ExitCode {
     };
     match runtime.block_on(work) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error.to_string(), exit::UNAVAILABLE),
+        Err((sentence, code)) => fail(&sentence, code),
     }
 }
 
@@ -66,6 +81,8 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn fail(sentence: &str, code: i32) -> ExitCode {
-    eprintln!("relance: {sentence}");
+    if !sentence.is_empty() {
+        eprintln!("relance: {sentence}");
+    }
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

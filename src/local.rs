@@ -1,0 +1,207 @@
+//! `relance refresh` and `relance views`: the engine without a cluster.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::cli::{RefreshArgs, ViewsArgs};
+use crate::engine::catalog::{Catalog, DELIMITER};
+use crate::engine::error::EngineError;
+use crate::engine::freshness::{self, Freshness};
+use crate::engine::outcome::{Mode, Outcome};
+use crate::engine::refresh::{Progress, Request, refresh};
+use crate::engine::view::{self, ViewInfo};
+
+/// Brings one view up to date, with a progress bar on a terminal.
+pub async fn refresh_view(args: &RefreshArgs) -> Result<(), EngineError> {
+    let catalog = Catalog::connect(&args.catalog.catalog, &args.catalog.options()).await?;
+    let request = Request {
+        view: args.view.split(DELIMITER).map(str::to_string).collect(),
+        refresh: uuid::Uuid::now_v7().to_string(),
+        src_version: args.src_version,
+        full: args.full,
+        max_rows_per_fragment: args.max_rows_per_fragment,
+        ..Default::default()
+    };
+    let (sender, receiver) = watch::channel(Progress::default());
+    let bar = (!args.json && std::io::stderr().is_terminal())
+        .then(|| tokio::spawn(draw(receiver, args.view.clone())));
+    let result = refresh(&catalog, &request, &sender).await;
+    drop(sender);
+    if let Some(bar) = bar {
+        // The bar clears itself when the sender is gone.
+        let _ = bar.await;
+    }
+    let outcome = result?;
+    print(&if args.json {
+        let result = json!({
+            "view": args.view,
+            "mode": outcome.mode,
+            "sourceVersion": outcome.source_version,
+            "viewVersion": outcome.view_version,
+            "rowsWritten": outcome.rows_written,
+            "bytesWritten": outcome.bytes_written,
+            "unitsTotal": outcome.units_total,
+            "unitsKept": outcome.units_kept,
+        });
+        format!("{result}\n")
+    } else {
+        sentence(&args.view, &outcome)
+    });
+    Ok(())
+}
+
+fn sentence(view: &str, outcome: &Outcome) -> String {
+    let Outcome {
+        source_version,
+        view_version,
+        rows_written,
+        units_kept,
+        ..
+    } = outcome;
+    match outcome.mode {
+        Mode::NoOp => format!("{view}: already equal to source version {source_version}\n"),
+        Mode::Incremental => format!(
+            "{view}: incremental to source version {source_version}, {rows_written} rows written, \
+             {units_kept} units kept, now version {view_version}\n"
+        ),
+        Mode::Rebuild => format!(
+            "{view}: rebuilt at source version {source_version}, {rows_written} rows written, now \
+             version {view_version}\n"
+        ),
+    }
+}
+
+async fn draw(mut progress: watch::Receiver<Progress>, view: String) {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template(
+        "{spinner} {prefix} [{bar:32}] {pos}/{len} units  {msg}  {elapsed}",
+    ) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(view);
+    bar.enable_steady_tick(Duration::from_millis(120));
+    while progress.changed().await.is_ok() {
+        let now = *progress.borrow_and_update();
+        bar.set_length(now.units_total);
+        bar.set_position(now.units_done);
+        bar.set_message(format!("{} rows", now.rows_written));
+    }
+    bar.finish_and_clear();
+}
+
+/// Lists the views of a catalog and how stale each one is.
+pub async fn list_views(args: &ViewsArgs) -> Result<(), EngineError> {
+    let catalog = Catalog::connect(&args.catalog.catalog, &args.catalog.options()).await?;
+    let mut rows = Vec::new();
+    for id in catalog.tables().await? {
+        match view::inspect(&catalog, &id).await {
+            Ok(info) => rows.push(row(&catalog, &info).await),
+            // A plain table, or a name without a table behind it.
+            Err(EngineError::NotAView { .. } | EngineError::ViewNotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if args.json {
+        for row in &rows {
+            let value = json!({
+                "view": row.view,
+                "kind": row.kind,
+                "source": row.source,
+                "viewVersion": row.view_version,
+                "state": row.state,
+                "message": row.message,
+            });
+            print(&format!("{value}\n"));
+        }
+        return Ok(());
+    }
+    let mut table = vec![["VIEW", "SOURCE", "VERSION", "STATE", "MESSAGE"].map(str::to_string)];
+    table.extend(rows.into_iter().map(|row| {
+        [
+            row.view,
+            row.source,
+            row.view_version.to_string(),
+            row.state.to_string(),
+            row.message,
+        ]
+    }));
+    print(&aligned(&table));
+    Ok(())
+}
+
+struct Row {
+    view: String,
+    kind: String,
+    source: String,
+    view_version: u64,
+    state: &'static str,
+    message: String,
+}
+
+async fn row(catalog: &Catalog, info: &ViewInfo) -> Row {
+    let (state, message) = match info.require_refreshable() {
+        Err(error) => ("Unsupported", error.to_string()),
+        Ok(()) => match freshness::check(catalog, info, None).await {
+            Ok(Freshness::Current { source_version, .. }) => {
+                ("Current", format!("equals source version {source_version}"))
+            }
+            Ok(Freshness::Stale { why }) => ("Stale", why),
+            Err(error) => ("Broken", error.to_string()),
+        },
+    };
+    Row {
+        view: info.name(),
+        kind: info.kind.in_words(),
+        source: info
+            .sources
+            .iter()
+            .map(|s| s.join(DELIMITER))
+            .collect::<Vec<_>>()
+            .join(","),
+        view_version: info.version,
+        state,
+        message,
+    }
+}
+
+/// Columns padded to the widest cell, three spaces apart, as kubectl prints them.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: Vec<usize> = (0..N)
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    rows.iter()
+        .map(|row| {
+            let line: String = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:width$}   "))
+                .collect();
+            format!("{}\n", line.trim_end())
+        })
+        .collect()
+}
+
+/// Writes to standard output; a reader that has gone away is no error.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["A".to_string(), "B".into()], ["long".into(), "x".into()]];
+        assert_eq!(aligned(&rows), "A      B\nlong   x\n");
+    }
+}

@@ -1,0 +1,202 @@
+//! An engine run inside a Job's pod.
+//!
+//! The pod's environment holds the task; standard output carries progress
+//! lines; the termination message and the exit code say how it ended. A worker
+//! exits 0 only once the view is right. It ends at once on SIGTERM: whatever
+//! it was doing, the next worker finds what is there.
+
+use std::io::Write;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::engine::catalog::Catalog;
+use crate::engine::error::EngineError;
+use crate::engine::outcome::Outcome;
+use crate::engine::refresh::{Progress, Request, refresh};
+use crate::protocol::{
+    Ending, INDEX_ENV, PROGRESS, ProgressLine, TASK_ENV, TERMINATION_LOG, Task, exit,
+};
+
+/// How often progress is printed, at the most.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Longest message in an [`Ending`], in characters: a container's termination
+/// message is cut at 4,096 bytes, and cut JSON is no JSON.
+const MESSAGE_LIMIT: usize = 900;
+
+/// Runs the task in the environment and returns the exit code.
+pub async fn run() -> i32 {
+    let task = match task_from(std::env::var(TASK_ENV).ok(), std::env::var(INDEX_ENV).ok()) {
+        Ok(task) => task,
+        Err(error) => {
+            eprintln!("relance: {error}");
+            end(&failed(&error));
+            return exit::USAGE;
+        }
+    };
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminations) => {
+                terminations.recv().await;
+            }
+            // Without a handler SIGTERM ends the process by itself.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let result = tokio::select! {
+        result = work(&task.0, task.1) => result,
+        () = terminated => return 128 + 15,
+    };
+    match result {
+        Ok(outcome) => {
+            end(&Ending::Done(outcome));
+            exit::OK
+        }
+        Err(error) => {
+            tracing::error!(reason = error.reason(), "{error}");
+            end(&failed(&error));
+            exit_code(&error)
+        }
+    }
+}
+
+async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
+    let catalog = Catalog::connect(&task.catalog, &task.storage_options).await?;
+    let (sender, receiver) = watch::channel(Progress::default());
+    let printer = tokio::spawn(print_progress(receiver));
+    let request = Request {
+        view: task.view.clone(),
+        refresh: task.refresh_uid.clone(),
+        src_version: task.src_version,
+        full: task.full,
+        expected_incarnation: task.expected_incarnation.clone(),
+        max_rows_per_fragment: task.max_rows_per_fragment,
+        threads: task.intra_applier_concurrency.map(|n| n as usize),
+        workers: task.concurrency.unwrap_or(1),
+        index,
+    };
+    let result = refresh(&catalog, &request, &sender).await;
+    drop(sender);
+    // The last line is printed when the sender is gone.
+    let _ = printer.await;
+    result
+}
+
+async fn print_progress(mut progress: watch::Receiver<Progress>) {
+    while progress.changed().await.is_ok() {
+        print_line(*progress.borrow_and_update());
+        tokio::time::sleep(INTERVAL).await;
+    }
+    if progress.borrow().units_total > 0 {
+        print_line(*progress.borrow());
+    }
+}
+
+fn print_line(progress: Progress) {
+    let line = ProgressLine {
+        relance: PROGRESS.to_string(),
+        units_done: progress.units_done,
+        units_total: progress.units_total,
+        rows_written: progress.rows_written,
+        bytes_written: progress.bytes_written,
+    };
+    if let Ok(json) = serde_json::to_string(&line) {
+        // A reader that has gone away must not end the work.
+        let _ = writeln!(std::io::stdout(), "{json}");
+    }
+}
+
+fn task_from(task: Option<String>, index: Option<String>) -> Result<(Task, u32), EngineError> {
+    let wrong = |why: String| {
+        EngineError::InvalidInput(format!(
+            "the environment variable {TASK_ENV} must hold a refresh task as JSON ({why}); workers \
+             are started by the Jobs of relance's controller"
+        ))
+    };
+    let task = task.ok_or_else(|| wrong("it is not set".to_string()))?;
+    let task: Task = serde_json::from_str(&task).map_err(|e| wrong(e.to_string()))?;
+    if task.refresh_uid.is_empty() || task.view.is_empty() {
+        return Err(wrong("it names no refresh or no view".to_string()));
+    }
+    let index = index.and_then(|i| i.parse().ok()).unwrap_or(0);
+    Ok((task, index))
+}
+
+fn failed(error: &EngineError) -> Ending {
+    Ending::Failed {
+        reason: error.reason().to_string(),
+        message: error.to_string().chars().take(MESSAGE_LIMIT).collect(),
+        retryable: error.retryable(),
+    }
+}
+
+/// The exit code that tells `error`'s kind.
+pub fn exit_code(error: &EngineError) -> i32 {
+    match error {
+        EngineError::ViewContended { .. } => exit::CONTENDED,
+        EngineError::Unavailable { .. } => exit::UNAVAILABLE,
+        EngineError::Internal(_) => exit::INTERNAL,
+        _ => exit::PERMANENT,
+    }
+}
+
+/// Leaves the termination message, where there is a place for it.
+fn end(ending: &Ending) {
+    if let Ok(json) = serde_json::to_string(ending)
+        && let Ok(mut file) = std::fs::OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(TERMINATION_LOG)
+    {
+        // It is a cache of what the commit says.
+        let _ = file.write_all(json.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_comes_from_the_environment_and_nothing_else_will_do() {
+        let task = Task {
+            refresh_uid: "u".into(),
+            view: vec!["v".into()],
+            ..Task::default()
+        };
+        let json = serde_json::to_string(&task).unwrap();
+        assert_eq!(
+            task_from(Some(json.clone()), None).unwrap(),
+            (task.clone(), 0)
+        );
+        assert_eq!(task_from(Some(json), Some("3".into())).unwrap(), (task, 3));
+        for wrong in [None, Some("{"), Some("{}")] {
+            let error = task_from(wrong.map(str::to_string), None).unwrap_err();
+            assert!(error.to_string().contains(TASK_ENV), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_told_within_a_termination_message() {
+        let error = EngineError::InvalidInput("é\"".repeat(5000));
+        let json = serde_json::to_string(&failed(&error)).unwrap();
+        assert!(json.len() <= 4096, "{}", json.len());
+    }
+
+    #[test]
+    fn each_kind_of_failure_has_its_exit_code() {
+        let contended = EngineError::ViewContended {
+            view: "v".into(),
+            attempts: 1,
+        };
+        assert_eq!(exit_code(&contended), exit::CONTENDED);
+        let missing = EngineError::ViewNotFound { view: "v".into() };
+        assert_eq!(exit_code(&missing), exit::PERMANENT);
+        assert_eq!(
+            exit_code(&EngineError::Internal("x".into())),
+            exit::INTERNAL
+        );
+    }
+}
