@@ -6,6 +6,7 @@ SHELL := bash
 export RELANCE_CACHE ?= $(HOME)/.cache/relance
 # Clusters of different names live side by side: `NAME=other make cluster`.
 NAME ?= relance
+TEST_NAME ?= relance-test
 CLUSTER_SH := tests/cluster/cluster
 
 .PHONY: help
@@ -26,8 +27,8 @@ build: packages ## The binary and the tests, by the one profile that all use
 	cargo build --bins --tests
 
 .PHONY: test
-test: lint ## Everything that CI runs
-	cargo test
+test: lint ## Everything that CI runs: lint, and all tests against a real cluster of their own
+	@NAME=$(TEST_NAME) tests/run
 
 .PHONY: cluster
 cluster: ## Bring up a real Kubernetes on this machine (NAME=relance)
