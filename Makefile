@@ -7,6 +7,7 @@ export RELANCE_CACHE ?= $(HOME)/.cache/relance
 # Clusters of different names live side by side: `NAME=other make cluster`.
 NAME ?= relance
 TEST_NAME ?= relance-test
+CLUSTER ?= own
 CLUSTER_SH := tests/cluster/cluster
 
 .PHONY: help
@@ -41,3 +42,11 @@ cluster-down: ## Take it down and remove all that belonged to it
 .PHONY: image
 image: build ## Build the image around the debug binary and load it into the cluster
 	@$(CLUSTER_SH) image --name $(NAME) "$$($(CLUSTER_SH) target-dir)/debug/relance"
+
+.PHONY: demo
+demo: packages ## The whole path once, on a cluster of its own; CLUSTER=current IMAGE=… CATALOG=… on yours
+	@CLUSTER=$(CLUSTER) NAME=relance-demo demo/run
+
+.PHONY: demo-down
+demo-down: ## Take down what the demo left running
+	@CLUSTER=$(CLUSTER) NAME=relance-demo demo/down
