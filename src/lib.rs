@@ -2,8 +2,10 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod controller;
 pub mod engine;
 pub mod health;
+pub mod launch;
 pub mod listener;
 pub mod local;
 pub mod protocol;

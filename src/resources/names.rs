@@ -19,6 +19,9 @@ pub const REFRESH_UID_LABEL: &str = "relance.dev/refresh-uid";
 /// Label: the RefreshCluster that a Job was launched through.
 pub const CLUSTER_LABEL: &str = "relance.dev/cluster";
 
+/// Label: the id of the cluster that a Job's refresh lives in.
+pub const HOME_LABEL: &str = "relance.dev/home";
+
 /// Label and its value: who made an object.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "relance");
 
@@ -58,6 +61,15 @@ pub fn is_refresh_name(name: &str) -> bool {
 /// refresh `refresh`. Owned by the refresh, so it goes with it.
 pub fn manifest_secret(refresh: &str) -> String {
     format!("{refresh}-manifest")
+}
+
+/// Reporting controller of Events.
+pub const EVENT_REPORTER: &str = "relance";
+
+/// Selects the Jobs and pods that the operator of cluster `home` made.
+pub fn launched_from(home: &str) -> String {
+    let (label, value) = MANAGED_BY;
+    format!("{label}={value},{HOME_LABEL}={home}")
 }
 
 /// Name of a refresh's Job: `<refresh>-<8 hex>`, the hex digits of the

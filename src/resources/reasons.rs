@@ -30,6 +30,14 @@ pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
 pub const CLUSTER_NOT_FOUND: &str = "ClusterNotFound";
 /// `Failed`: the Secret of `spec.manifestSecretRef` does not hold what `spec.manifestChecksum` says.
 pub const MANIFEST_MISMATCH: &str = "ManifestMismatch";
+/// `Failed`: worker pods ended with an error that no other pod would mend, and said no more of it.
+pub const WORKERS_FAILED: &str = "WorkersFailed";
+/// `Failed`: the API server refuses the Job as it is written.
+pub const JOB_REJECTED: &str = "JobRejected";
+/// `Failed`: the Job's name is taken by a Job of something else.
+pub const JOB_NAME_TAKEN: &str = "JobNameTaken";
+/// `Failed`: the Job ended well, and no commit of it is to be found.
+pub const OUTCOME_MISSING: &str = "OutcomeMissing";
 /// `Suspended`: by `spec.suspend`.
 pub const SUSPENDED_BY_SPEC: &str = "SuspendedBySpec";
 /// `Suspended` is false again.
@@ -38,3 +46,14 @@ pub const RESUMED: &str = "Resumed";
 pub const CLUSTER_READY: &str = "Ready";
 /// `Ready` is false on a RefreshCluster: its template makes no valid pod.
 pub const INVALID_TEMPLATE: &str = "InvalidTemplate";
+/// `Ready` is unknown on a RefreshCluster: its API server does not answer.
+pub const CLUSTER_UNREACHABLE: &str = "Unreachable";
+
+/// Event: the refresh waits for its turn.
+pub const QUEUED: &str = "Queued";
+/// Event: its turn has come, and its Job is about to be created.
+pub const LAUNCHING: &str = "Launching";
+/// Event: its Job exists.
+pub const JOB_CREATED: &str = "JobCreated";
+/// Event: its Job is gone without a result and is created again.
+pub const JOB_VANISHED: &str = "JobVanished";

@@ -1,0 +1,249 @@
+//! The status that each step of a refresh's life leaves. Pure: whole statuses
+//! from the one before, since the controller always writes them whole.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::refresh::{JobState, Observed, ProgressSeen};
+use crate::engine::outcome::{self, Outcome};
+use crate::resources::reasons::{self, condition};
+use crate::resources::{JobRef, MaterializedViewRefreshStatus as Status, Mode, Phase, Progress};
+
+/// The status as it is, speaking of the resource's present generation.
+pub fn observed(seen: &Observed) -> Status {
+    Status {
+        observed_generation: seen.refresh.metadata.generation,
+        ..seen.refresh.status.clone().unwrap_or_default()
+    }
+}
+
+/// The same with another message.
+pub fn said(seen: &Observed, message: &str) -> Status {
+    Status {
+        message: Some(message.to_string()),
+        ..observed(seen)
+    }
+}
+
+/// Waits for its turn, for what `why` says.
+pub fn queued(seen: &Observed, uri: Option<String>, why: &str) -> Status {
+    let mut status = said(seen, why);
+    status.phase = Phase::Queued;
+    status.view_uri = uri.or(status.view_uri);
+    status
+}
+
+/// Its turn has come: its Job may be created once this is written.
+pub fn intent(seen: &Observed, uri: String) -> Status {
+    let mut status = said(seen, &format!("Starting Job {}", seen.job_name));
+    status.phase = Phase::Running;
+    status.view_uri = Some(uri);
+    status.start_time = Some(Time(seen.now));
+    status.job = Some(job_ref(seen, None));
+    status
+}
+
+/// Its Job exists.
+pub fn launched(seen: &Observed, job: &JobState) -> Status {
+    let mut status = said(seen, &format!("Running in Job {}", seen.job_name));
+    status.job = Some(job_ref(seen, Some(job.uid.clone())));
+    status
+}
+
+/// Its Job is gone and left no commit: back to the intent.
+pub fn vanished(seen: &Observed) -> Status {
+    let mut status = said(
+        seen,
+        &format!(
+            "Job {} is gone without a result; it is created again and goes on from what was finished",
+            seen.job_name
+        ),
+    );
+    status.job = Some(job_ref(seen, None));
+    status
+}
+
+/// Its Job runs; how far it is, or why it does not move.
+pub fn running(seen: &Observed, job: &JobState, progress: &ProgressSeen) -> Status {
+    let message = match &job.stuck {
+        Some(why) => why.clone(),
+        None => format!("Running in Job {}", seen.job_name),
+    };
+    let mut status = said(seen, &message);
+    if let ProgressSeen::At(progress) = progress {
+        status.progress = Some(progress.clone());
+    }
+    status
+}
+
+/// Held; no Job of it is there.
+pub fn suspended(seen: &Observed) -> Status {
+    let mut status = said(seen, "Held by spec.suspend; set it to false to go on");
+    status.phase = Phase::Suspended;
+    // As a batch/v1 Job's, its clock starts anew when it is resumed. That a Job
+    // once was is still to be seen from the Job's name.
+    status.start_time = None;
+    if let Some(job) = &mut status.job {
+        job.uid = None;
+    }
+    let message = status.message.clone().unwrap_or_default();
+    set(
+        seen,
+        &mut status,
+        condition::SUSPENDED,
+        "True",
+        reasons::SUSPENDED_BY_SPEC,
+        &message,
+    );
+    status
+}
+
+/// No longer held.
+pub fn resumed(seen: &Observed) -> Status {
+    let mut status = said(seen, "Resumed; waiting for its turn");
+    status.phase = Phase::Queued;
+    let message = status.message.clone().unwrap_or_default();
+    set(
+        seen,
+        &mut status,
+        condition::SUSPENDED,
+        "False",
+        reasons::RESUMED,
+        &message,
+    );
+    status
+}
+
+/// The view was right already.
+pub fn already_current(seen: &Observed, source_version: u64, view_version: u64) -> Status {
+    finished(
+        seen,
+        &Outcome {
+            mode: outcome::Mode::NoOp,
+            source_version,
+            view_version,
+            rows_written: 0,
+            bytes_written: 0,
+            units_total: 0,
+            units_kept: 0,
+        },
+        reasons::UP_TO_DATE,
+    )
+}
+
+/// Its commit is there.
+pub fn succeeded(seen: &Observed, outcome: &Outcome) -> Status {
+    finished(seen, outcome, reasons::REFRESHED)
+}
+
+fn finished(seen: &Observed, outcome: &Outcome, reason: &str) -> Status {
+    let mode = match outcome.mode {
+        outcome::Mode::NoOp => Mode::NoOp,
+        outcome::Mode::Incremental => Mode::Incremental,
+        outcome::Mode::Rebuild => Mode::Rebuild,
+    };
+    let how = match mode {
+        Mode::NoOp => "nothing had to be written".to_string(),
+        Mode::Incremental => format!("{} rows written incrementally", outcome.rows_written),
+        Mode::Rebuild => format!("{} rows written anew", outcome.rows_written),
+    };
+    let message = format!(
+        "The view equals its definition at source version {}: {how}",
+        outcome.source_version
+    );
+    let mut status = said(seen, &message);
+    status.phase = Phase::Succeeded;
+    status.mode = Some(mode);
+    status.source_version = Some(number(outcome.source_version));
+    status.view_version = Some(number(outcome.view_version));
+    status.progress = Some(Progress {
+        units_done: number(outcome.units_total),
+        units_total: number(outcome.units_total),
+        rows_written: number(outcome.rows_written),
+        bytes_written: number(outcome.bytes_written),
+        summary: format!("{0}/{0}", outcome.units_total),
+    });
+    ended(seen, &mut status, condition::COMPLETE, reason);
+    status
+}
+
+/// It cannot be done.
+pub fn failed(seen: &Observed, reason: &str, message: &str) -> Status {
+    let mut status = said(seen, message);
+    status.phase = Phase::Failed;
+    ended(seen, &mut status, condition::FAILED, reason);
+    status
+}
+
+/// It was not done in time.
+pub fn overdue(seen: &Observed) -> Status {
+    let message = format!(
+        "not done within {} s of its start; raise activeDeadlineSeconds of RefreshCluster '{}' and refresh again: what was finished is kept",
+        seen.deadline.as_secs(),
+        seen.refresh.spec.cluster
+    );
+    failed(seen, reasons::DEADLINE_EXCEEDED, &message)
+}
+
+/// It was asked to end.
+pub fn cancelled(seen: &Observed) -> Status {
+    let mut status = said(seen, "Cancelled by spec.cancel; the view is as it was");
+    status.phase = Phase::Cancelled;
+    ended(seen, &mut status, condition::FAILED, reasons::CANCELLED);
+    status
+}
+
+fn ended(seen: &Observed, status: &mut Status, type_: &str, reason: &str) {
+    let message = status.message.clone().unwrap_or_default();
+    status.completion_time = Some(Time(seen.now));
+    if status
+        .conditions
+        .iter()
+        .any(|c| c.type_ == condition::SUSPENDED)
+    {
+        set(
+            seen,
+            status,
+            condition::SUSPENDED,
+            "False",
+            reason,
+            &message,
+        );
+    }
+    set(seen, status, type_, "True", reason, &message);
+}
+
+fn set(
+    seen: &Observed,
+    status: &mut Status,
+    type_: &str,
+    value: &str,
+    reason: &str,
+    message: &str,
+) {
+    let before = status.conditions.iter().position(|c| c.type_ == type_);
+    let since = match before.map(|at| status.conditions.remove(at)) {
+        Some(condition) if condition.status == value => condition.last_transition_time,
+        _ => Time(seen.now),
+    };
+    status.conditions.push(Condition {
+        type_: type_.to_string(),
+        status: value.to_string(),
+        reason: reason.to_string(),
+        message: message.to_string(),
+        observed_generation: seen.refresh.metadata.generation,
+        last_transition_time: since,
+    });
+}
+
+fn job_ref(seen: &Observed, uid: Option<String>) -> JobRef {
+    JobRef {
+        name: seen.job_name.clone(),
+        namespace: seen.refresh.metadata.namespace.clone().unwrap_or_default(),
+        cluster: seen.refresh.spec.cluster.clone(),
+        uid,
+    }
+}
+
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,532 @@
+//! From a refresh and its cluster to the Job that runs it. Pure.
+//!
+//! An Indexed Job whose pods all bring the view to the same place: any one of
+//! them that exits 0 has seen the commit, so one success is the Job's success.
+//! Indices are not work: there is no back-off limit for each of them.
+
+use k8s_openapi::DeepMerge;
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
+    PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule, SuccessPolicy,
+    SuccessPolicyRule,
+};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, EmptyDirVolumeSource, EnvFromSource, EnvVar, PodSecurityContext,
+    PodSpec, PodTemplateSpec, SeccompProfile, SecretEnvSource, SecurityContext, Volume,
+    VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
+use std::collections::BTreeMap;
+
+use crate::protocol::{self, Task, exit};
+use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names};
+
+/// Seconds for which a finished Job is kept at most: a net, should the
+/// operator be away for good. Its refresh takes it along when it goes.
+const KEEP_FINISHED_SECONDS: i32 = 24 * 60 * 60;
+
+/// Seconds between SIGTERM and SIGKILL. Workers end at once on SIGTERM: what
+/// they finished is kept, the rest is not worth waiting for.
+const GRACE_SECONDS: i64 = 5;
+
+/// The user that worker pods run as: no root, and no user of common images.
+const USER: i64 = 65_532;
+
+/// What does not come from the refresh or its cluster.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// The id of the cluster that the refresh lives in.
+    pub id: String,
+    /// The operator's own image, for clusters that name none.
+    pub image: String,
+    /// The catalog's URI, as workers reach it.
+    pub catalog: String,
+    /// Options of the object store that are no secrets.
+    pub storage_options: BTreeMap<String, String>,
+}
+
+/// How many worker pods share the work of a refresh: what it asks for, else
+/// the cluster's default; never more than the cluster's ceiling.
+pub fn concurrency(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec) -> i32 {
+    let asked = refresh.spec.concurrency;
+    let asked = asked.unwrap_or(cluster.default_concurrency);
+    asked.clamp(1, cluster.max_concurrency.max(1))
+}
+
+/// The Job of a refresh.
+///
+/// Fails with a sentence if the cluster's template is none.
+pub fn job(
+    refresh: &MaterializedViewRefresh,
+    cluster: &RefreshClusterSpec,
+    home: &Home,
+) -> Result<Job, String> {
+    let pods = concurrency(refresh, cluster);
+    let labels = labels(refresh, home);
+    Ok(Job {
+        metadata: ObjectMeta {
+            name: Some(name(refresh, home)),
+            namespace: refresh.metadata.namespace.clone(),
+            labels: Some(labels.clone()),
+            owner_references: owner(refresh).map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(JobSpec {
+            completion_mode: Some("Indexed".into()),
+            completions: Some(pods),
+            parallelism: Some(pods),
+            backoff_limit: Some(cluster.backoff_limit),
+            active_deadline_seconds: Some(cluster.active_deadline_seconds),
+            ttl_seconds_after_finished: Some(KEEP_FINISHED_SECONDS),
+            success_policy: Some(SuccessPolicy {
+                rules: vec![SuccessPolicyRule {
+                    succeeded_count: Some(1),
+                    succeeded_indexes: None,
+                }],
+            }),
+            pod_failure_policy: Some(failure_policy()),
+            template: template(refresh, cluster, home, labels)?,
+            ..JobSpec::default()
+        }),
+        status: None,
+    })
+}
+
+/// The name of a refresh's Job.
+pub fn name(refresh: &MaterializedViewRefresh, home: &Home) -> String {
+    let meta = &refresh.metadata;
+    names::job(
+        meta.name.as_deref().unwrap_or_default(),
+        meta.uid.as_deref().unwrap_or_default(),
+        &home.id,
+    )
+}
+
+/// Whether a Job was made for this refresh, by its UID label.
+pub fn is_of(job: &Job, refresh: &MaterializedViewRefresh) -> bool {
+    let labels = job.metadata.labels.as_ref();
+    let uid = labels.and_then(|labels| labels.get(names::REFRESH_UID_LABEL));
+    uid.is_some() && uid == refresh.metadata.uid.as_ref()
+}
+
+fn labels(refresh: &MaterializedViewRefresh, home: &Home) -> BTreeMap<String, String> {
+    let meta = &refresh.metadata;
+    [
+        (names::MANAGED_BY.0, names::MANAGED_BY.1.to_string()),
+        (names::REFRESH_LABEL, meta.name.clone().unwrap_or_default()),
+        (
+            names::REFRESH_UID_LABEL,
+            meta.uid.clone().unwrap_or_default(),
+        ),
+        (names::CLUSTER_LABEL, refresh.spec.cluster.clone()),
+        (names::HOME_LABEL, home.id.clone()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_string(), value))
+    .collect()
+}
+
+/// The Job goes with its refresh. It does not keep the refresh from going:
+/// a Job that is slow to end must not make `kubectl delete mvr` hang.
+fn owner(refresh: &MaterializedViewRefresh) -> Option<OwnerReference> {
+    let owner = refresh.controller_owner_ref(&())?;
+    Some(OwnerReference {
+        block_owner_deletion: Some(false),
+        ..owner
+    })
+}
+
+/// - A refresh that can never succeed as asked fails at once.
+/// - So does one whose view others kept changing: a new pod would lose as
+///   this one did after its many attempts, and its message says what to do.
+/// - A pod that was evicted or preempted does not count.
+/// - All other ends (store away, a bug, killed for memory) count against the
+///   back-off limit.
+fn failure_policy() -> PodFailurePolicy {
+    PodFailurePolicy {
+        rules: vec![
+            PodFailurePolicyRule {
+                action: "FailJob".into(),
+                on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+                    container_name: Some(names::WORKER_CONTAINER.into()),
+                    operator: "In".into(),
+                    values: vec![exit::USAGE, exit::PERMANENT, exit::CONTENDED],
+                }),
+                on_pod_conditions: None,
+            },
+            PodFailurePolicyRule {
+                action: "Ignore".into(),
+                on_exit_codes: None,
+                on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+                    type_: "DisruptionTarget".into(),
+                    status: "True".into(),
+                }]),
+            },
+        ],
+    }
+}
+
+/// What a worker shall do.
+pub fn task(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec, home: &Home) -> Task {
+    let spec = &refresh.spec;
+    Task {
+        refresh_uid: refresh.metadata.uid.clone().unwrap_or_default(),
+        job_id: refresh.metadata.name.clone().unwrap_or_default(),
+        catalog: home.catalog.clone(),
+        storage_options: home.storage_options.clone(),
+        view: spec.view.clone(),
+        src_version: spec.src_version.and_then(|v| u64::try_from(v).ok()),
+        full: spec.full,
+        expected_incarnation: spec.expected_incarnation.clone(),
+        max_rows_per_fragment: spec
+            .max_rows_per_fragment
+            .and_then(|v| u64::try_from(v).ok()),
+        concurrency: u32::try_from(concurrency(refresh, cluster)).ok(),
+        intra_applier_concurrency: spec
+            .intra_applier_concurrency
+            .and_then(|v| u32::try_from(v).ok()),
+    }
+}
+
+/// Our pod template under the cluster's: lists merge by the keys that
+/// Kubernetes gives them (containers, variables and volumes by name, mounts by
+/// path), other lists are replaced. What makes the pod ours stays ours.
+fn template(
+    refresh: &MaterializedViewRefresh,
+    cluster: &RefreshClusterSpec,
+    home: &Home,
+    labels: BTreeMap<String, String>,
+) -> Result<PodTemplateSpec, String> {
+    let mut template = ours(cluster.image.as_deref().unwrap_or(&home.image));
+    let theirs = match &cluster.template {
+        Some(patch) => patch.typed()?,
+        None => PodTemplateSpec::default(),
+    };
+    make_room(&mut template, &theirs);
+    template.merge_from(theirs);
+
+    let meta = template.metadata.get_or_insert_default();
+    meta.labels.get_or_insert_default().extend(labels);
+    let spec = template.spec.get_or_insert_default();
+    // A Job's pods may not be restarted in place: each end is counted.
+    spec.restart_policy = Some("Never".into());
+    let workers = spec.containers.iter_mut();
+    for worker in workers.filter(|c| c.name == names::WORKER_CONTAINER) {
+        if let Some(secret) = &cluster.storage_secret_ref {
+            worker.env_from.get_or_insert_default().push(EnvFromSource {
+                secret_ref: Some(SecretEnvSource {
+                    name: secret.name.clone(),
+                    optional: None,
+                }),
+                ..EnvFromSource::default()
+            });
+        }
+        let env = worker.env.get_or_insert_default();
+        env.retain(|variable| variable.name != protocol::TASK_ENV);
+        env.push(EnvVar {
+            name: protocol::TASK_ENV.into(),
+            value: serde_json::to_string(&task(refresh, cluster, home)).ok(),
+            value_from: None,
+        });
+        worker.termination_message_path = Some(protocol::TERMINATION_LOG.into());
+    }
+    Ok(template)
+}
+
+/// Takes out of our template what the other one names again and a merge of
+/// both would make invalid: a volume of two kinds, a variable of two sources.
+fn make_room(ours: &mut PodTemplateSpec, theirs: &PodTemplateSpec) {
+    let (Some(ours), Some(theirs)) = (&mut ours.spec, &theirs.spec) else {
+        return;
+    };
+    let named = theirs.volumes.iter().flatten();
+    let named: Vec<&str> = named.map(|volume| volume.name.as_str()).collect();
+    if let Some(volumes) = &mut ours.volumes {
+        volumes.retain(|volume| !named.contains(&volume.name.as_str()));
+    }
+    for container in &mut ours.containers {
+        let theirs = theirs.containers.iter().filter(|c| c.name == container.name);
+        let named: Vec<&str> = theirs
+            .flat_map(|c| c.env.iter().flatten())
+            .map(|variable| variable.name.as_str())
+            .collect();
+        if let Some(env) = &mut container.env {
+            env.retain(|variable| !named.contains(&variable.name.as_str()));
+        }
+    }
+}
+
+/// relance's own pod template; it meets the `restricted` Pod Security Standard.
+fn ours(image: &str) -> PodTemplateSpec {
+    let tmp = "tmp";
+    PodTemplateSpec {
+        metadata: None,
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            termination_grace_period_seconds: Some(GRACE_SECONDS),
+            security_context: Some(PodSecurityContext {
+                run_as_non_root: Some(true),
+                run_as_user: Some(USER),
+                run_as_group: Some(USER),
+                fs_group: Some(USER),
+                fs_group_change_policy: Some("OnRootMismatch".into()),
+                seccomp_profile: Some(SeccompProfile {
+                    type_: "RuntimeDefault".into(),
+                    localhost_profile: None,
+                }),
+                ..PodSecurityContext::default()
+            }),
+            containers: vec![Container {
+                name: names::WORKER_CONTAINER.into(),
+                image: Some(image.into()),
+                args: Some(vec!["worker".into()]),
+                env: Some(vec![EnvVar {
+                    name: "TMPDIR".into(),
+                    value: Some("/tmp".into()),
+                    value_from: None,
+                }]),
+                security_context: Some(SecurityContext {
+                    allow_privilege_escalation: Some(false),
+                    read_only_root_filesystem: Some(true),
+                    capabilities: Some(Capabilities {
+                        drop: Some(vec!["ALL".into()]),
+                        add: None,
+                    }),
+                    ..SecurityContext::default()
+                }),
+                volume_mounts: Some(vec![VolumeMount {
+                    name: tmp.into(),
+                    mount_path: "/tmp".into(),
+                    ..VolumeMount::default()
+                }]),
+                ..Container::default()
+            }],
+            volumes: Some(vec![Volume {
+                name: tmp.into(),
+                empty_dir: Some(EmptyDirVolumeSource::default()),
+                ..Volume::default()
+            }]),
+            ..PodSpec::default()
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn refresh(spec: Value) -> MaterializedViewRefresh {
+        let mut refresh = MaterializedViewRefresh::new("r", serde_json::from_value(spec).unwrap());
+        refresh.metadata.namespace = Some("ns".into());
+        refresh.metadata.uid = Some("3f0c0000-0000-4000-8000-000000000001".into());
+        refresh
+    }
+
+    fn home() -> Home {
+        Home {
+            id: "home-1".into(),
+            image: "relance:1".into(),
+            catalog: "dir:///tables".into(),
+            storage_options: BTreeMap::from([("region".into(), "eu".into())]),
+        }
+    }
+
+    fn made(spec: Value, cluster: Value) -> Value {
+        let cluster: RefreshClusterSpec = serde_json::from_value(cluster).unwrap();
+        serde_json::to_value(job(&refresh(spec), &cluster, &home()).unwrap()).unwrap()
+    }
+
+    fn worker(job: &Value) -> &Value {
+        &job["spec"]["template"]["spec"]["containers"][0]
+    }
+
+    fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a Value> {
+        let env = container["env"].as_array()?;
+        env.iter().find(|variable| variable["name"] == name)
+    }
+
+    #[test]
+    fn one_success_of_an_indexed_job_is_enough() {
+        let job = made(json!({"view": ["v"], "concurrency": 4}), json!({}));
+        assert_eq!(job["spec"]["completionMode"], "Indexed");
+        assert_eq!(job["spec"]["completions"], 4);
+        assert_eq!(job["spec"]["parallelism"], 4);
+        assert_eq!(
+            job["spec"]["successPolicy"]["rules"],
+            json!([{"succeededCount": 1}])
+        );
+        assert!(job["spec"].get("backoffLimitPerIndex").is_none());
+    }
+
+    #[test]
+    fn concurrency_is_asked_for_or_the_clusters_and_never_above_its_ceiling() {
+        let pods = |spec, cluster| made(spec, cluster)["spec"]["completions"].clone();
+        assert_eq!(pods(json!({"view": ["v"]}), json!({})), 1);
+        assert_eq!(
+            pods(json!({"view": ["v"]}), json!({"defaultConcurrency": 3})),
+            3
+        );
+        assert_eq!(
+            pods(
+                json!({"view": ["v"], "concurrency": 9}),
+                json!({"defaultConcurrency": 3, "maxConcurrency": 5})
+            ),
+            5
+        );
+        assert_eq!(
+            pods(
+                json!({"view": ["v"]}),
+                json!({"defaultConcurrency": 8, "maxConcurrency": 5})
+            ),
+            5
+        );
+    }
+
+    #[test]
+    fn every_job_has_a_deadline_and_a_time_to_live() {
+        let job = made(json!({"view": ["v"]}), json!({}));
+        assert_eq!(job["spec"]["activeDeadlineSeconds"], 86_400);
+        assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 86_400);
+        let job = made(json!({"view": ["v"]}), json!({"activeDeadlineSeconds": 60}));
+        assert_eq!(job["spec"]["activeDeadlineSeconds"], 60);
+    }
+
+    #[test]
+    fn what_can_never_succeed_fails_the_job_and_a_disruption_does_not_count() {
+        let job = made(json!({"view": ["v"]}), json!({}));
+        let rules = &job["spec"]["podFailurePolicy"]["rules"];
+        assert_eq!(rules[0]["action"], "FailJob");
+        assert_eq!(
+            rules[0]["onExitCodes"]["values"],
+            json!([exit::USAGE, exit::PERMANENT, exit::CONTENDED])
+        );
+        let mut sorted = [exit::USAGE, exit::PERMANENT, exit::CONTENDED];
+        sorted.sort();
+        assert_eq!(
+            sorted,
+            [exit::USAGE, exit::PERMANENT, exit::CONTENDED],
+            "the API server wants them ordered"
+        );
+        assert_eq!(rules[1]["action"], "Ignore");
+        assert_eq!(rules[1]["onPodConditions"][0]["type"], "DisruptionTarget");
+    }
+
+    #[test]
+    fn the_pod_is_restricted_and_holds_no_token() {
+        let job = made(json!({"view": ["v"]}), json!({}));
+        let pod = &job["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], false);
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(
+            pod["securityContext"]["seccompProfile"]["type"],
+            "RuntimeDefault"
+        );
+        let security = &worker(&job)["securityContext"];
+        assert_eq!(security["allowPrivilegeEscalation"], false);
+        assert_eq!(security["readOnlyRootFilesystem"], true);
+        assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
+    }
+
+    #[test]
+    fn the_job_belongs_to_its_refresh_and_does_not_hold_it_back() {
+        let job = made(json!({"view": ["v"]}), json!({}));
+        let owner = &job["metadata"]["ownerReferences"][0];
+        assert_eq!(owner["kind"], "MaterializedViewRefresh");
+        assert_eq!(owner["controller"], true);
+        assert_eq!(owner["blockOwnerDeletion"], false);
+        for labels in [
+            &job["metadata"]["labels"],
+            &job["spec"]["template"]["metadata"]["labels"],
+        ] {
+            assert_eq!(
+                labels[names::REFRESH_UID_LABEL],
+                "3f0c0000-0000-4000-8000-000000000001"
+            );
+            assert_eq!(labels[names::HOME_LABEL], "home-1");
+        }
+    }
+
+    #[test]
+    fn the_task_says_what_the_refresh_asks_and_holds_no_secret() {
+        let job = made(
+            json!({"view": ["a", "v"], "srcVersion": 7, "full": true, "maxRowsPerFragment": 10}),
+            json!({"storageSecretRef": {"name": "s3"}}),
+        );
+        let task = variable(worker(&job), protocol::TASK_ENV).unwrap()["value"]
+            .as_str()
+            .unwrap();
+        let task: Task = serde_json::from_str(task).unwrap();
+        assert_eq!(task.view, ["a", "v"]);
+        assert_eq!((task.src_version, task.full), (Some(7), true));
+        assert_eq!(task.max_rows_per_fragment, Some(10));
+        assert_eq!(task.storage_options["region"], "eu");
+        assert_eq!(worker(&job)["envFrom"][0]["secretRef"]["name"], "s3");
+    }
+
+    #[test]
+    fn the_clusters_template_is_merged_by_name_and_by_path() {
+        let job = made(
+            json!({"view": ["v"]}),
+            json!({
+                "image": "mine:2",
+                "storageSecretRef": {"name": "s3"},
+                "template": {
+                    "metadata": {"labels": {"team": "a", names::HOME_LABEL: "forged"}},
+                    "spec": {
+                        "nodeSelector": {"disk": "fast"},
+                        "restartPolicy": "OnFailure",
+                        "containers": [
+                            {
+                                "name": "worker",
+                                "resources": {"limits": {"memory": "1Gi"}},
+                                "env": [
+                                    {"name": "AWS_REGION", "value": "eu"},
+                                    {"name": "TMPDIR", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                                    {"name": protocol::TASK_ENV, "value": "forged"},
+                                ],
+                                "envFrom": [{"configMapRef": {"name": "theirs"}}],
+                                "volumeMounts": [{"name": "tables", "mountPath": "/tables"}],
+                            },
+                            {"name": "side", "image": "side:1"},
+                        ],
+                        "volumes": [
+                            {"name": "tables", "persistentVolumeClaim": {"claimName": "tables"}},
+                            {"name": "tmp", "ephemeral": {}},
+                        ],
+                    },
+                },
+            }),
+        );
+        let template = &job["spec"]["template"];
+        assert_eq!(template["metadata"]["labels"]["team"], "a");
+        assert_eq!(template["metadata"]["labels"][names::HOME_LABEL], "home-1");
+        let pod = &template["spec"];
+        assert_eq!(pod["nodeSelector"]["disk"], "fast");
+        assert_eq!(pod["restartPolicy"], "Never");
+        let worker = worker(&job);
+        assert_eq!(worker["image"], "mine:2");
+        assert_eq!(worker["args"], json!(["worker"]));
+        assert_eq!(worker["resources"]["limits"]["memory"], "1Gi");
+        assert_eq!(variable(worker, "AWS_REGION").unwrap()["value"], "eu");
+        assert!(variable(worker, "TMPDIR").unwrap().get("value").is_none());
+        assert_ne!(
+            variable(worker, protocol::TASK_ENV).unwrap()["value"],
+            "forged"
+        );
+        assert_eq!(worker["envFrom"][0]["configMapRef"]["name"], "theirs");
+        assert_eq!(worker["envFrom"][1]["secretRef"]["name"], "s3");
+        assert_eq!(worker["volumeMounts"].as_array().unwrap().len(), 2);
+        let volumes = pod["volumes"].as_array().unwrap();
+        assert_eq!(volumes.len(), 2);
+        let tmp = volumes.iter().find(|v| v["name"] == "tmp").unwrap();
+        assert!(tmp.get("emptyDir").is_none(), "a volume of two kinds: {tmp}");
+        assert_eq!(pod["containers"][1]["name"], "side");
+        assert_eq!(
+            worker["securityContext"]["readOnlyRootFilesystem"], true,
+            "what the template does not name stays"
+        );
+    }
+}
