@@ -2,6 +2,8 @@
 //! Kubernetes.
 
 mod architecture;
+mod faults;
 mod histories;
+mod interop;
 mod scenarios;
 mod support;
