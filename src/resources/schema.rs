@@ -2,9 +2,9 @@
 //! holds them.
 //!
 //! kube's derive makes them from the types; what the derive cannot say is put
-//! right here: an explicit null is the same as an absent field (an API server
-//! prunes nulls of fields that are not `nullable`), and a resource that no
-//! controller has seen reads as such.
+//! right here: no field is `nullable` (a null that is kept would be one more
+//! way of saying nothing, which the immutability rule would tell from the
+//! other), and a resource that no controller has seen reads as such.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

@@ -61,7 +61,7 @@ impl Rules {
     }
 
     fn check(&self, object: &Value) -> Vec<Violation> {
-        let object = &pruned(object);
+        let object = &pruned(&self.schema, object);
         let mut found = Vec::new();
         bounds(&self.schema, object, "", &mut found);
         // A rule that reads a value of the wrong shape only says so less well.
@@ -97,16 +97,18 @@ pub fn cluster(object: &Value) -> Vec<Violation> {
     RULES.check(object)
 }
 
-/// As the API server does with nulls, since no field of ours is nullable.
-fn pruned(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => fields
-            .iter()
-            .filter(|(_, value)| !value.is_null())
-            .map(|(name, value)| (name.clone(), pruned(value)))
-            .collect(),
-        other => other.clone(),
-    }
+/// As the API server does with the nulls of fields that have a default: it
+/// drops them. A null of another field is of the wrong type.
+fn pruned(schema: &Value, value: &Value) -> Value {
+    let Value::Object(fields) = value else {
+        return value.clone();
+    };
+    let properties = &schema["properties"];
+    fields
+        .iter()
+        .filter(|(name, value)| !value.is_null() || properties[name.as_str()]["default"].is_null())
+        .map(|(name, value)| (name.clone(), pruned(&properties[name.as_str()], value)))
+        .collect()
 }
 
 fn bounds(schema: &Value, value: &Value, path: &str, found: &mut Vec<Violation>) {
@@ -291,10 +293,11 @@ mod tests {
     }
 
     #[test]
-    fn an_explicit_null_is_as_good_as_an_absent_field() {
+    fn a_null_is_as_good_as_an_absent_field_where_there_is_a_default() {
+        assert_eq!(sentences(json!({"view": ["v"], "full": null})), [""; 0]);
         assert_eq!(
             sentences(json!({"view": ["v"], "srcVersion": null})),
-            [""; 0]
+            ["spec.srcVersion is null and must be an integer"]
         );
     }
 }
