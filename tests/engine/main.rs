@@ -5,5 +5,6 @@ mod architecture;
 mod faults;
 mod histories;
 mod interop;
+mod s3;
 mod scenarios;
 mod support;

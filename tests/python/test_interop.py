@@ -1,6 +1,6 @@
 """Views of Python lancedb 0.40, refreshed by relance, read back, and refreshed again by lancedb.
 
-RELANCE_BIN names the relance binary.
+RELANCE_TEST_BINARY names the relance binary.
 """
 
 import json
@@ -11,7 +11,7 @@ import lancedb
 import pyarrow as pa
 import pytest
 
-RELANCE = os.environ["RELANCE_BIN"]
+RELANCE = os.environ["RELANCE_TEST_BINARY"]
 
 
 def relance(folder, view, *options):
