@@ -218,6 +218,7 @@ fn describe(field: &Field, hasher: &mut Hasher, ids: &mut Vec<i32>) {
 #[cfg(test)]
 mod tests {
     use arrow_schema::{DataType, Field as ArrowField, Schema as ArrowSchema};
+    use lance_file::version::ConcreteFileVersion;
     use lance_table::format::{DeletionFile, DeletionFileType};
 
     use super::*;
@@ -237,8 +238,7 @@ mod tests {
             path,
             fields.to_vec(),
             (0..fields.len() as i32).collect::<Vec<_>>(),
-            2,
-            0,
+            ConcreteFileVersion::V2_0,
             None,
             None,
         )
@@ -292,8 +292,7 @@ mod tests {
             "one",
             vec![0, 1],
             vec![0, 1],
-            2,
-            0,
+            ConcreteFileVersion::V2_0,
             std::num::NonZero::new(99),
             None,
         );

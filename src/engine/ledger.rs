@@ -195,6 +195,7 @@ pub async fn prune(objects: &Objects) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use arrow_schema::{DataType, Field, Schema as ArrowSchema};
+    use lance_file::version::ConcreteFileVersion;
     use lance_table::format::{DataFile, DeletionFile, DeletionFileType};
 
     use super::*;
@@ -211,7 +212,14 @@ mod tests {
 
     fn file(path: &str, fields: &[i32]) -> DataFile {
         let columns: Vec<i32> = (0..fields.len() as i32).collect();
-        DataFile::new(path, fields.to_vec(), columns, 2, 0, None, None)
+        DataFile::new(
+            path,
+            fields.to_vec(),
+            columns,
+            ConcreteFileVersion::V2_0,
+            None,
+            None,
+        )
     }
 
     fn fragment(id: u64, files: Vec<DataFile>) -> Fragment {

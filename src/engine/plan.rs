@@ -125,6 +125,7 @@ fn take(open: &mut HashMap<&Fingerprint, Vec<usize>>, wanted: &[Fingerprint]) ->
 mod tests {
     use arrow_schema::{DataType, Field, Schema as ArrowSchema};
     use lance_core::datatypes::Schema;
+    use lance_file::version::ConcreteFileVersion;
     use lance_table::format::{DataFile, Fragment};
 
     use super::*;
@@ -139,7 +140,14 @@ mod tests {
 
     fn fragment(id: u64, path: &str) -> Fragment {
         let mut fragment = Fragment::new(id);
-        fragment.files = vec![DataFile::new(path, vec![0], vec![0], 2, 0, None, None)];
+        fragment.files = vec![DataFile::new(
+            path,
+            vec![0],
+            vec![0],
+            ConcreteFileVersion::V2_0,
+            None,
+            None,
+        )];
         fragment
     }
 

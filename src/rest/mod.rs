@@ -69,21 +69,17 @@ impl Api {
 /// All routes. Stock clients disagree on trailing slashes, so both forms are there.
 pub fn router(api: Arc<Api>) -> Router {
     let mut router = Router::new();
-    let routes: [(&str, fn() -> MethodRouter<Arc<Api>>); 5] = [
-        ("/v1/materialized_view/{id}/refresh", || {
-            post(refresh::refresh)
-        }),
-        ("/v1/table/{id}/refresh", || post(refresh::refresh)),
-        ("/v1/materialized_view/{id}/describe", || {
-            post(describe::view)
-        }),
-        ("/v1/table/{id}/describe", || post(describe::table)),
-        ("/v1/jobs/describe", || post(jobs::describe)),
+    let routes: [(&str, MethodRouter<Arc<Api>>); 5] = [
+        ("/v1/materialized_view/{id}/refresh", post(refresh::refresh)),
+        ("/v1/table/{id}/refresh", post(refresh::refresh)),
+        ("/v1/materialized_view/{id}/describe", post(describe::view)),
+        ("/v1/table/{id}/describe", post(describe::table)),
+        ("/v1/jobs/describe", post(jobs::describe)),
     ];
     for (path, handler) in routes {
         router = router
-            .route(path, handler())
-            .route(&format!("{path}/"), handler());
+            .route(path, handler.clone())
+            .route(&format!("{path}/"), handler);
     }
     router
         .fallback(|| async { ApiError::NoSuchRoute })

@@ -75,7 +75,7 @@ async fn history(seed: u64) {
             let before = db.rows(shape.name).await;
             match db.refresh(shape.name).await {
                 Ok(outcome) => {
-                    let expected = db.from_scratch(shape, *form, outcome.source_version).await;
+                    let expected = db.evaluated(shape, *form, outcome.source_version).await;
                     assert_eq!(
                         db.rows(shape.name).await,
                         expected,

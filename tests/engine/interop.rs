@@ -28,7 +28,7 @@ async fn lancedb_and_relance_refresh_one_view_in_turn() {
         let view = connection.open_materialized_view("v").await.unwrap();
         let theirs = view.refresh().execute().await.unwrap();
         let expected = db
-            .from_scratch(shape, Form::Plain, theirs.source_version.unwrap())
+            .evaluated(shape, Form::Plain, theirs.source_version.unwrap())
             .await;
         assert_eq!(db.rows("v").await, expected, "{}", shape.name);
 
@@ -36,9 +36,7 @@ async fn lancedb_and_relance_refresh_one_view_in_turn() {
         db.write(more, WriteMode::Append, 25).await;
         let ours = db.refresh("v").await.unwrap();
         assert_ne!(ours.mode, Mode::NoOp);
-        let expected = db
-            .from_scratch(shape, Form::Plain, ours.source_version)
-            .await;
+        let expected = db.evaluated(shape, Form::Plain, ours.source_version).await;
         assert_eq!(db.rows("v").await, expected, "{}", shape.name);
     }
 }
@@ -64,9 +62,7 @@ async fn a_race_with_lancedb_doubles_and_loses_nothing() {
         drop(theirs);
         let ours = ours.unwrap();
         also_ours.unwrap();
-        let expected = db
-            .from_scratch(shape, Form::Plain, ours.source_version)
-            .await;
+        let expected = db.evaluated(shape, Form::Plain, ours.source_version).await;
         assert_eq!(db.rows("v").await, expected);
     }
 }

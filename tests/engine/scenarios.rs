@@ -26,7 +26,7 @@ async fn a_first_refresh_rebuilds_a_second_does_nothing_and_an_append_is_increme
             assert_eq!(first.mode, Mode::Rebuild, "{}", shape.name);
             assert_eq!(
                 db.rows("v").await,
-                db.from_scratch(shape, form, first.source_version).await,
+                db.evaluated(shape, form, first.source_version).await,
                 "{} {form:?}",
                 shape.name
             );
@@ -50,7 +50,7 @@ async fn a_first_refresh_rebuilds_a_second_does_nothing_and_an_append_is_increme
             }
             assert_eq!(
                 db.rows("v").await,
-                db.from_scratch(shape, form, third.source_version).await
+                db.evaluated(shape, form, third.source_version).await
             );
         }
     }
@@ -120,7 +120,7 @@ async fn a_pinned_version_is_what_the_view_then_equals() {
     assert_eq!(back.source_version, 1);
     assert_eq!(
         db.rows("v").await,
-        db.from_scratch(&SHAPES[0], Form::Plain, 1).await
+        db.evaluated(&SHAPES[0], Form::Plain, 1).await
     );
     let gone = db
         .refresh_as(Request {
@@ -159,7 +159,7 @@ async fn a_full_refresh_writes_every_row_again() {
     );
     assert_eq!(
         db.rows("v").await,
-        db.from_scratch(&SHAPES[0], Form::Plain, 1).await
+        db.evaluated(&SHAPES[0], Form::Plain, 1).await
     );
 }
 
@@ -282,7 +282,7 @@ async fn many_workers_share_one_refresh_and_commit_once() {
     assert_eq!(db.open("v").await.version().version, before + 1);
     assert_eq!(
         db.rows("v").await,
-        db.from_scratch(&SHAPES[1], Form::Plain, outcomes[0].source_version)
+        db.evaluated(&SHAPES[1], Form::Plain, outcomes[0].source_version)
             .await
     );
 }

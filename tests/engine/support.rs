@@ -145,7 +145,7 @@ impl Db {
 
     /// What `sql` gives over `src` at `version`, evaluated from scratch by
     /// DataFusion over all rows in memory, in the columns of the view.
-    pub async fn from_scratch(&self, shape: &Shape, form: Form, version: u64) -> Vec<String> {
+    pub async fn evaluated(&self, shape: &Shape, form: Form, version: u64) -> Vec<String> {
         let source = self
             .open("src")
             .await

@@ -371,7 +371,7 @@ fn violations(node: &Value, path: &[String], found: &mut Vec<(Vec<String>, Value
         _ => {}
     }
     for (name, child) in node["properties"].as_object().into_iter().flatten() {
-        violations(child, &[path, &[name.clone()]].concat(), found);
+        violations(child, &[path, std::slice::from_ref(name)].concat(), found);
     }
     if node["items"].is_object() {
         violations(
