@@ -34,7 +34,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{MethodRouter, post};
+use axum::routing::post;
 use kube::Client;
 use tokio_util::task::TaskTracker;
 
@@ -69,7 +69,7 @@ impl Api {
 /// All routes. Stock clients disagree on trailing slashes, so both forms are there.
 pub fn router(api: Arc<Api>) -> Router {
     let mut router = Router::new();
-    let routes: [(&str, MethodRouter<Arc<Api>>); 5] = [
+    let routes = [
         ("/v1/materialized_view/{id}/refresh", post(refresh::refresh)),
         ("/v1/table/{id}/refresh", post(refresh::refresh)),
         ("/v1/materialized_view/{id}/describe", post(describe::view)),

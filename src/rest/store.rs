@@ -5,6 +5,10 @@
 //! behind that nobody owns. The refresh that such a death leaves without its
 //! Secret was not accepted (nobody was told its name); a retry under the same
 //! idempotency key adds the Secret, else the controller ends it as Failed.
+//!
+//! What it needs of RBAC, in its own namespace: create, get and delete
+//! `materializedviewrefreshes`; list `refreshclusters`; create `secrets`, and
+//! get the one called [`names::IDEMPOTENCY_SECRET`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -138,12 +138,10 @@ def tables(tmp_path_factory):
 @pytest.fixture(scope="session")
 def relance(kubernetes, tables):
     """`relance serve --rest`; gives its URL."""
-    target = os.environ.get("CARGO_TARGET_DIR") or subprocess.run(
-        [str(REPO / "tests/cluster/cluster"), "target-dir"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    binary = needed("RELANCE_TEST_BINARY", "it is the path of the relance binary")
     api, health = free_port(), free_port()
     process = subprocess.Popen(
-        [f"{target}/debug/relance", "serve", "--rest", "--catalog", f"dir://{tables}",
+        [binary, "serve", "--rest", "--catalog", f"dir://{tables}",
          "--namespace", kubernetes.namespace, "--listen", f"127.0.0.1:{api}",
          "--health-listen", f"127.0.0.1:{health}"],
         env={**os.environ, "KUBECONFIG": kubernetes.kubeconfig},

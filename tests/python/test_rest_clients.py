@@ -1,6 +1,6 @@
 """The stock Python clients call the REST API. No controller runs here: what a
 controller would write to a refresh's status, these tests write themselves.
-test_operator_clients.py has the whole way."""
+operator_clients.py has the whole way."""
 
 import json
 import threading

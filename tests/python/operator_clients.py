@@ -1,7 +1,8 @@
 """The stock Python clients and a whole operator: REST, controller, Jobs.
 
 RELANCE_TEST_URL is the REST API of an operator whose catalog is the folder
-RELANCE_TEST_TABLES as this machine sees it."""
+RELANCE_TEST_TABLES as this machine sees it. The end-to-end tests run this
+file, which pytest does not collect by itself."""
 
 import uuid
 
