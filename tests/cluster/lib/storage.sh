@@ -12,6 +12,10 @@ storage() {
         setfacl -m u:65532:rwx,d:u:65532:rwx,d:u:0:rwx "$dir.new"
         mv "$dir.new" "$dir"
     fi
+    # A claim that was deleted leaves its volume bound to it; a new claim of that name needs a new one.
+    if [ "$(kubectl get pv "$namespace-$claim" --ignore-not-found -o 'jsonpath={.status.phase}')" = Released ]; then
+        kubectl delete pv "$namespace-$claim" >/dev/null
+    fi
     kubectl apply --server-side --force-conflicts -f - >/dev/null <<YAML
 apiVersion: v1
 kind: PersistentVolume
