@@ -22,7 +22,7 @@ use relance::engine::outcome::Outcome;
 use relance::engine::refresh::{Progress, Request, refresh};
 use tokio::sync::watch;
 
-use crate::support::{Db, Form, SHAPES, Shape, request};
+use crate::support::{Db, Form, Shape, request, shape};
 
 /// Counts operations, and fails all from `fail_from` on. With `after`, a
 /// failing operation has taken effect when it fails.
@@ -235,10 +235,10 @@ async fn sweep(shape: &Shape, form: Form) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_incremental_refresh_survives_a_fault_at_every_operation() {
-    sweep(&SHAPES[0], Form::Plain).await;
+    sweep(shape("filtered"), Form::Plain).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_grouped_refresh_of_the_older_form_survives_a_fault_at_every_operation() {
-    sweep(&SHAPES[3], Form::Provenance).await;
+    sweep(shape("grouped"), Form::Provenance).await;
 }

@@ -1,13 +1,22 @@
 //! Named situations, each with what must come out.
 
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, RecordBatchIterator};
+use futures::TryStreamExt;
+use lance::Dataset;
 use lance::dataset::WriteMode;
+use lance_namespace::LanceNamespace;
+use lance_namespace::models::{CreateNamespaceRequest, DeclareTableRequest};
+use lance_namespace_impls::DirectoryNamespaceBuilder;
+use lancedb::materialized_view::definition_metadata_from_sql;
 use relance::engine::error::EngineError;
 use relance::engine::freshness::{self, Freshness};
 use relance::engine::outcome::{self, Mode};
 use relance::engine::refresh::Request;
 use relance::engine::view;
 
-use crate::support::{Db, Form, SHAPES, request};
+use crate::support::{Db, Form, SHAPES, render, request};
 
 async fn filled(stable: bool) -> Db {
     let mut db = Db::new(stable);
@@ -285,4 +294,125 @@ async fn many_workers_share_one_refresh_and_commit_once() {
         db.evaluated(&SHAPES[1], Form::Plain, outcomes[0].source_version)
             .await
     );
+}
+
+#[tokio::test]
+async fn names_that_need_quoting_are_read_and_written() {
+    let db = Db::new(true);
+    let ids: Vec<i64> = (0..10).collect();
+    let column = |factor: i64| -> ArrayRef {
+        Arc::new(Int64Array::from_iter_values(ids.iter().map(|i| i * factor)))
+    };
+    let batch = RecordBatch::try_from_iter([
+        ("Mixed Case", column(1)),
+        ("order", column(2)),
+        ("Ünïcode", column(3)),
+    ])
+    .unwrap();
+    db.write(batch, WriteMode::Create, 5).await;
+    let sql = "SELECT \"Mixed Case\", \"order\" + 1 AS \"Next One\", \"order\" * 2 AS \"select\" \
+               FROM src WHERE \"Mixed Case\" > 3";
+    db.create_view("v", sql, Form::Plain).await;
+    db.create_view("star", "SELECT * FROM src", Form::Plain)
+        .await;
+    db.refresh("v").await.unwrap();
+    assert_eq!(
+        db.rows("v").await,
+        [
+            "4 | 9 | 16",
+            "5 | 11 | 20",
+            "6 | 13 | 24",
+            "7 | 15 | 28",
+            "8 | 17 | 32",
+            "9 | 19 | 36"
+        ]
+    );
+    db.refresh("star").await.unwrap();
+    assert_eq!(db.rows("star").await.len(), 10);
+    let again = db.refresh("star").await.unwrap();
+    assert_eq!(again.mode, Mode::NoOp);
+}
+
+#[tokio::test]
+async fn views_and_sources_in_namespaces_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().display().to_string();
+    let namespace = DirectoryNamespaceBuilder::new(&root).build().await.unwrap();
+    namespace
+        .create_namespace(CreateNamespaceRequest {
+            id: Some(vec!["team".into()]),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    let mut locations = Vec::new();
+    for table in ["src", "v"] {
+        let declared = namespace
+            .declare_table(DeclareTableRequest {
+                id: Some(vec!["team".into(), table.into()]),
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+        locations.push(declared.location.unwrap());
+    }
+    let column: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+    let rows = RecordBatch::try_from_iter_with_nullable([("id", column, true)]).unwrap();
+    let mut metadata = std::collections::HashMap::new();
+    metadata.insert(
+        "mv.definition".to_string(),
+        definition_metadata_from_sql("SELECT id FROM team.src WHERE id > 1"),
+    );
+    let schema = Arc::new(rows.schema().as_ref().clone().with_metadata(metadata));
+    Dataset::write(
+        RecordBatchIterator::new([Ok(rows.clone())], rows.schema()),
+        &locations[0],
+        None,
+    )
+    .await
+    .unwrap();
+    Dataset::write(
+        RecordBatchIterator::new(
+            std::iter::empty::<Result<RecordBatch, arrow_schema::ArrowError>>(),
+            schema,
+        ),
+        &locations[1],
+        None,
+    )
+    .await
+    .unwrap();
+
+    let catalog =
+        relance::engine::catalog::Catalog::connect(&format!("dir://{root}"), &Default::default())
+            .await
+            .unwrap();
+    let tables = catalog.tables().await.unwrap();
+    assert_eq!(tables, [["team", "src"], ["team", "v"]]);
+    let (progress, _) = tokio::sync::watch::channel(Default::default());
+    let asked = Request {
+        view: vec!["team".into(), "v".into()],
+        ..request("v")
+    };
+    relance::engine::refresh::refresh(&catalog, &asked, &progress)
+        .await
+        .unwrap();
+    let view = Dataset::open(&locations[1]).await.unwrap();
+    let found: Vec<RecordBatch> = view
+        .scan()
+        .try_into_stream()
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(render(&found), ["2", "3"]);
+
+    for missing in [vec!["team", "w"], vec!["elsewhere", "v"], vec!["v"]] {
+        let id: Vec<String> = missing.iter().map(|s| s.to_string()).collect();
+        let error = view::inspect(&catalog, &id).await.unwrap_err();
+        assert!(
+            matches!(error, EngineError::ViewNotFound { .. }),
+            "{error:?}"
+        );
+    }
 }

@@ -228,6 +228,11 @@ fn with_row_id(form: Form, columns: &str, row_id: &str, rest: &str) -> String {
     }
 }
 
+/// The shape of that name.
+pub fn shape(name: &str) -> &'static Shape {
+    SHAPES.iter().find(|s| s.name == name).unwrap()
+}
+
 /// Every shape that views of one source can have.
 pub const SHAPES: &[Shape] = &[
     Shape {
@@ -252,6 +257,19 @@ pub const SHAPES: &[Shape] = &[
                 "id, upper(name) AS shout, coalesce(x, -1) AS x0",
                 "_rowid",
                 "FROM src",
+            )
+        },
+        limit: None,
+    },
+    Shape {
+        name: "carried",
+        sql: "SELECT tags, id, name AS title FROM src WHERE id <> 12",
+        oracle: |form| {
+            with_row_id(
+                form,
+                "tags, id, name AS title",
+                "_rowid",
+                "FROM src WHERE id <> 12",
             )
         },
         limit: None,
