@@ -98,6 +98,14 @@ pub struct ServeArgs {
         value_name = "ADDRESS"
     )]
     pub health_listen: SocketAddr,
+    /// Image of worker pods whose RefreshCluster names none: that of the operator itself.
+    #[arg(
+        long,
+        env = "RELANCE_WORKER_IMAGE",
+        default_value = "relance",
+        value_name = "IMAGE"
+    )]
+    pub worker_image: String,
     /// Kubernetes namespace of the refreshes. Default: the service account's, or that of the current kubeconfig context.
     #[arg(long, short, env = "RELANCE_NAMESPACE")]
     pub namespace: Option<String>,

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::SharedCatalog;
 use crate::cli::ServeArgs;
+use crate::controller::{self, ControllerConfig, ControllerError};
 use crate::telemetry::Metrics;
 use crate::{health, listener, rest};
 
@@ -34,6 +35,9 @@ pub enum ServeError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The controller cannot start.
+    #[error("the controller cannot start: {0}")]
+    Controller(#[from] ControllerError),
     /// Signals cannot be waited for.
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
@@ -87,6 +91,23 @@ pub async fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         api.tasks.close();
         api.tasks.wait().await;
     };
+    let controller = async {
+        if !args.controller() {
+            return Ok(());
+        }
+        let config = ControllerConfig {
+            namespace: namespace.clone(),
+            image: args.worker_image.clone(),
+            catalog: catalog.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let ended = controller::run(client.clone(), config, &metrics).await;
+        if ended.is_err() {
+            // Half an operator is none: whoever runs this one shall see that it ended.
+            shutdown.cancel();
+        }
+        ended
+    };
     if args.rest() && !args.listen.ip().is_loopback() {
         tracing::warn!(
             address = %args.listen,
@@ -96,14 +117,17 @@ pub async fn serve(args: &ServeArgs) -> Result<(), ServeError> {
     tracing::info!(
         namespace,
         rest = args.rest().then(|| args.listen.to_string()),
+        controller = args.controller(),
         health = %args.health_listen,
         "relance serves"
     );
-    rest.await;
-    shutdown.cancelled().await;
+    let ((), controlled) = tokio::join!(rest, controller);
+    if controlled.is_ok() {
+        shutdown.cancelled().await;
+    }
     health_shutdown.cancel();
     let _ = tokio::join!(health, watch);
-    Ok(())
+    Ok(controlled?)
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {

@@ -31,7 +31,14 @@
 //! fresh list of what runs; a turn that was given and is not yet written is
 //! kept in memory until it is.
 
+mod admission;
+mod apply;
+mod cluster;
+mod context;
+mod look;
+mod metrics;
 pub mod queue;
+mod reconcile;
 pub mod refresh;
 mod status;
 
@@ -39,3 +46,262 @@ mod status;
 mod refresh_model;
 #[cfg(test)]
 mod refresh_table;
+
+use std::fmt::Debug;
+use std::future::ready;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::runtime::controller::{Controller, Error as RuntimeError};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt, predicates};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::SharedCatalog;
+use crate::launch::job::Home;
+use crate::launch::state;
+use crate::resources::{MaterializedViewRefresh, RefreshCluster, names};
+use crate::telemetry::Metrics;
+use admission::Waker;
+use context::{Context, Known};
+use metrics::ControllerMetrics;
+
+/// What the controller needs to know.
+#[derive(Clone, Debug)]
+pub struct ControllerConfig {
+    /// The namespace of the refreshes and of their Jobs.
+    pub namespace: String,
+    /// Image of the worker containers whose RefreshCluster names none.
+    pub image: String,
+    /// The catalog, which workers reach by the same URI.
+    pub catalog: SharedCatalog,
+    /// Ends the controller when the pass at work is done.
+    pub shutdown: CancellationToken,
+}
+
+/// Why the controller cannot start.
+#[derive(Debug, Error)]
+pub enum ControllerError {
+    /// The namespace cannot be read.
+    #[error(
+        "namespace '{namespace}' cannot be read: {source}; create it, or let the operator get it"
+    )]
+    Namespace {
+        /// The namespace.
+        namespace: String,
+        /// The API server's words.
+        source: kube::Error,
+    },
+}
+
+/// Runs the controller until `config.shutdown`.
+pub async fn run(
+    client: Client,
+    config: ControllerConfig,
+    metrics: &Metrics,
+) -> Result<(), ControllerError> {
+    let ControllerConfig {
+        namespace,
+        image,
+        catalog,
+        shutdown,
+    } = config;
+    let Some(id) = home_id(&client, &namespace, &shutdown).await? else {
+        return Ok(());
+    };
+    let ours = names::launched_from(&id);
+    let home = Home {
+        id,
+        image,
+        catalog: catalog.uri().to_string(),
+        storage_options: catalog.options().clone(),
+    };
+    let (refreshes, refresh_writer) = reflector::store();
+    let (clusters, cluster_writer) = reflector::store();
+    let (jobs, job_writer) = reflector::store();
+    let (pods, pod_writer) = reflector::store();
+    let (wake, woken) = mpsc::unbounded_channel();
+    let waker = Arc::new(Waker::new(refreshes.clone(), clusters.clone(), wake));
+    let recorder = Recorder::new(
+        client.clone(),
+        Reporter {
+            controller: names::EVENT_REPORTER.to_string(),
+            instance: std::env::var("HOSTNAME").ok(),
+        },
+    );
+    let known = Known {
+        refreshes: refreshes.clone(),
+        clusters: clusters.clone(),
+        jobs,
+        pods,
+    };
+    let ctx = Arc::new(Context::new(
+        client.clone(),
+        &namespace,
+        home,
+        catalog,
+        known,
+        recorder,
+        ControllerMetrics::new(metrics),
+    ));
+
+    // Each watch fills its cache before it tells the controllers.
+    let refresh_events = watch::<MaterializedViewRefresh>(&client, &namespace, None)
+        .modify(|refresh| refresh.metadata.managed_fields = None)
+        .reflect(refresh_writer)
+        .inspect_ok({
+            let waker = waker.clone();
+            move |event| match event {
+                Event::Apply(refresh) | Event::InitApply(refresh) => waker.note(refresh, false),
+                Event::Delete(refresh) => waker.note(refresh, true),
+                Event::Init => {}
+                Event::InitDone => waker.wake_next(),
+            }
+        })
+        .applied_objects();
+    let cluster_events = watch::<RefreshCluster>(&client, &namespace, None)
+        .modify(|cluster| cluster.metadata.managed_fields = None)
+        .reflect(cluster_writer)
+        .inspect_ok({
+            let waker = waker.clone();
+            // A higher ceiling lets others in.
+            move |_| waker.wake_next()
+        })
+        .applied_objects()
+        .predicate_filter(predicates::generation, Default::default());
+    let job_events = watch::<Job>(&client, &namespace, Some(&ours))
+        .modify(state::trim_job)
+        .reflect(job_writer)
+        .touched_objects();
+    let pod_events = watch::<Pod>(&client, &namespace, Some(&ours))
+        .modify(state::trim_pod)
+        .reflect(pod_writer)
+        .touched_objects();
+
+    let woken = stream::unfold(woken, async |mut woken| {
+        let refresh = woken.recv().await?;
+        Some((refresh, woken))
+    });
+    let counted = count_again(refreshes.clone(), clusters.clone());
+    let refresh_controller = Controller::for_stream(refresh_events, refreshes)
+        .reconcile_on(refreshes_of(job_events))
+        .reconcile_on(refreshes_of(pod_events))
+        .reconcile_on(woken)
+        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
+        .run(reconcile::reconcile, reconcile::after_error, ctx.clone())
+        .for_each(async |pass| told(pass));
+    let cluster_controller = Controller::for_stream(cluster_events, clusters)
+        .reconcile_on(counted)
+        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
+        .run(
+            cluster::reconcile,
+            cluster::after_error,
+            Arc::new((client, ctx)),
+        )
+        .for_each(async |pass| told(pass));
+    tracing::info!(namespace, "the controller runs");
+    futures::join!(refresh_controller, cluster_controller);
+    Ok(())
+}
+
+/// The id of the cluster that refreshes live in: their namespace's UID, which
+/// no other cluster has, and which a namespaced Role can be allowed to read.
+/// None if the shutdown came first.
+async fn home_id(
+    client: &Client,
+    namespace: &str,
+    shutdown: &CancellationToken,
+) -> Result<Option<String>, ControllerError> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    loop {
+        match namespaces.get(namespace).await {
+            Ok(found) => return Ok(Some(found.uid().unwrap_or_default())),
+            Err(kube::Error::Api(status)) if matches!(status.code, 401 | 403 | 404) => {
+                return Err(ControllerError::Namespace {
+                    namespace: namespace.to_string(),
+                    source: kube::Error::Api(status),
+                });
+            }
+            Err(error) => tracing::warn!(%error, "the API server does not answer yet"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+fn watch<K>(
+    client: &Client,
+    namespace: &str,
+    labels: Option<&str>,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send + use<K>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    K: Send + 'static,
+    K::DynamicType: Default,
+{
+    let config = watcher::Config::default();
+    let config = match labels {
+        Some(labels) => config.labels(labels),
+        None => config,
+    };
+    watcher(Api::namespaced(client.clone(), namespace), config).default_backoff()
+}
+
+/// The refreshes that Jobs or pods belong to, by their label.
+fn refreshes_of<K: Resource<DynamicType = ()>>(
+    objects: impl Stream<Item = watcher::Result<K>>,
+) -> impl Stream<Item = ObjectRef<MaterializedViewRefresh>> {
+    objects.filter_map(|object| {
+        let refresh = object.ok().and_then(|object| {
+            let refresh = object.labels().get(names::REFRESH_LABEL)?;
+            Some(ObjectRef::new(refresh).within(&object.namespace()?))
+        });
+        ready(refresh)
+    })
+}
+
+/// Names a cluster again when its counts may have changed.
+fn count_again(
+    refreshes: reflector::Store<MaterializedViewRefresh>,
+    clusters: reflector::Store<RefreshCluster>,
+) -> impl Stream<Item = ObjectRef<RefreshCluster>> {
+    stream::unfold(
+        (refreshes, clusters, Vec::new()),
+        |(refreshes, clusters, before)| async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                let now: Vec<_> = clusters
+                    .state()
+                    .iter()
+                    .map(|c| (c.name_any(), cluster::count(&refreshes, &c.name_any())))
+                    .collect();
+                if now != before {
+                    let changed = clusters.state();
+                    let changed = changed.iter().map(|c| ObjectRef::from_obj(c.as_ref()));
+                    let changed: Vec<_> = changed.collect();
+                    return Some((stream::iter(changed), (refreshes, clusters, now)));
+                }
+            }
+        },
+    )
+    .flatten()
+}
+
+fn told<T, E: std::error::Error, W: std::error::Error>(pass: Result<T, RuntimeError<E, W>>) {
+    match pass {
+        // Passes are told of where they happen.
+        Ok(_) | Err(RuntimeError::ReconcilerFailed(..) | RuntimeError::ObjectNotFound(_)) => {}
+        Err(error) => tracing::warn!(%error, "a watch broke off and begins again"),
+    }
+}

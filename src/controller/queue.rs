@@ -67,50 +67,95 @@ impl Place {
 /// Whether it is the turn of `me` among `others` (which may hold `me` too);
 /// `limits` says how many refreshes may run through a cluster.
 pub fn turn(me: &Place, others: &[Place], limits: &BTreeMap<String, i32>) -> Turn {
-    let others = || others.iter().filter(|other| other.uid != me.uid);
-    let mut busy: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut active: BTreeMap<&str, i32> = BTreeMap::new();
-    let mut seen = BTreeSet::new();
-    for other in others().filter(|other| other.running) {
-        if seen.insert(&other.uid) {
-            busy.insert(&other.uri, &other.name);
-            *active.entry(&other.cluster).or_default() += 1;
-        }
+    let others = others.iter().filter(|other| other.uid != me.uid);
+    let queue = Queue::new(others.chain([me]), limits);
+    match queue
+        .hand_out()
+        .into_iter()
+        .find(|(place, _)| place.uid == me.uid)
+    {
+        Some((_, Hand::View(before))) => Turn::Behind(behind_view(me, &queue.waiting, before)),
+        Some((_, Hand::Cluster(used))) => Turn::Behind(behind_cluster(me, &queue.waiting, used)),
+        Some((_, Hand::Turn)) | None => Turn::Now,
     }
-    let mut waiting: Vec<&Place> = others()
-        .filter(|other| !other.running && !seen.contains(&other.uid))
-        .chain([me])
-        .collect();
-    waiting.sort_by(|a, b| a.order().cmp(&b.order()));
+}
 
-    // Hand out turns in order, until it is mine.
-    for place in &waiting {
-        let first = place.uid == me.uid;
-        if let Some(before) = busy.get(place.uri.as_str()) {
-            if first {
-                return Turn::Behind(behind_view(me, &waiting, before));
+/// The UIDs of those whose turn it is.
+pub fn next(all: &[Place], limits: &BTreeMap<String, i32>) -> BTreeSet<String> {
+    let turns = Queue::new(all, limits).hand_out().into_iter();
+    turns
+        .filter(|(_, hand)| matches!(hand, Hand::Turn))
+        .map(|(place, _)| place.uid.clone())
+        .collect()
+}
+
+struct Queue<'a> {
+    /// View URI → the refresh that it is busy with.
+    busy: BTreeMap<&'a str, &'a str>,
+    /// Cluster → how many run through it.
+    active: BTreeMap<&'a str, i32>,
+    /// Those that wait, in order.
+    waiting: Vec<&'a Place>,
+    limits: &'a BTreeMap<String, i32>,
+}
+
+/// What one that waits gets.
+enum Hand<'a> {
+    Turn,
+    /// Its view is busy with this refresh.
+    View(&'a str),
+    /// Its cluster has so many running, and takes no more.
+    Cluster(i32),
+}
+
+impl<'a> Queue<'a> {
+    /// Who is named twice counts once, and as running if it is once named so.
+    fn new(
+        all: impl IntoIterator<Item = &'a Place>,
+        limits: &'a BTreeMap<String, i32>,
+    ) -> Queue<'a> {
+        let (running, mut waiting): (Vec<&Place>, Vec<&Place>) =
+            all.into_iter().partition(|place| place.running);
+        let mut queue = Queue {
+            busy: BTreeMap::new(),
+            active: BTreeMap::new(),
+            waiting: Vec::new(),
+            limits,
+        };
+        let mut seen = BTreeSet::new();
+        for place in running {
+            if seen.insert(&place.uid) {
+                queue.busy.insert(&place.uri, &place.name);
+                *queue.active.entry(&place.cluster).or_default() += 1;
             }
-            continue;
         }
-        let used = active.entry(&place.cluster).or_default();
-        if limits
-            .get(&place.cluster)
-            .is_some_and(|most| *used >= *most)
-        {
-            if first {
-                return Turn::Behind(behind_cluster(me, &waiting, *used));
-            }
-            // It keeps its place: the view's next waits behind it.
-            busy.insert(&place.uri, &place.name);
-            continue;
-        }
-        if first {
-            return Turn::Now;
-        }
-        *used += 1;
-        busy.insert(&place.uri, &place.name);
+        waiting.retain(|place| seen.insert(&place.uid));
+        waiting.sort_by(|a, b| a.order().cmp(&b.order()));
+        queue.waiting = waiting;
+        queue
     }
-    Turn::Now
+
+    fn hand_out(&self) -> Vec<(&'a Place, Hand<'a>)> {
+        let mut busy = self.busy.clone();
+        let mut active = self.active.clone();
+        let mut hands = Vec::new();
+        for place in &self.waiting {
+            let used = active.entry(&place.cluster).or_default();
+            let limit = self.limits.get(&place.cluster);
+            let hand = if let Some(before) = busy.get(place.uri.as_str()) {
+                Hand::View(before)
+            } else if limit.is_some_and(|most| *used >= *most) {
+                Hand::Cluster(*used)
+            } else {
+                *used += 1;
+                Hand::Turn
+            };
+            // Also one that waits for its cluster goes before its view's next.
+            busy.entry(&place.uri).or_insert(&place.name);
+            hands.push((*place, hand));
+        }
+        hands
+    }
 }
 
 fn behind_view(me: &Place, waiting: &[&Place], before: &str) -> String {

@@ -19,6 +19,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::status;
 use crate::engine::outcome::Outcome;
+pub use crate::launch::state::{JobEnd, JobState};
 use crate::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase, Progress, reasons,
 };
@@ -88,33 +89,6 @@ pub enum JobSeen {
     Foreign,
     /// It is this refresh's.
     Ours(JobState),
-}
-
-/// The state of a Job.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct JobState {
-    /// Its UID.
-    pub uid: String,
-    /// It is being deleted; pods of it may still run.
-    pub deleting: bool,
-    /// How it ended, if it has.
-    pub end: Option<JobEnd>,
-    /// Why it does not move, if it does not.
-    pub stuck: Option<String>,
-}
-
-/// How a Job ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum JobEnd {
-    /// A worker ended well; what it said of its result, if that was readable.
-    Succeeded(Option<Outcome>),
-    /// No worker will try again.
-    Failed {
-        /// A stable reason.
-        reason: String,
-        /// Why, and what to do.
-        message: String,
-    },
 }
 
 /// What a view's history says of a refresh.

@@ -7,8 +7,7 @@
 use k8s_openapi::DeepMerge;
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
-    PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule, SuccessPolicy,
-    SuccessPolicyRule,
+    PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule, SuccessPolicy, SuccessPolicyRule,
 };
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, EmptyDirVolumeSource, EnvFromSource, EnvVar, PodSecurityContext,
@@ -246,7 +245,10 @@ fn make_room(ours: &mut PodTemplateSpec, theirs: &PodTemplateSpec) {
         volumes.retain(|volume| !named.contains(&volume.name.as_str()));
     }
     for container in &mut ours.containers {
-        let theirs = theirs.containers.iter().filter(|c| c.name == container.name);
+        let theirs = theirs
+            .containers
+            .iter()
+            .filter(|c| c.name == container.name);
         let named: Vec<&str> = theirs
             .flat_map(|c| c.env.iter().flatten())
             .map(|variable| variable.name.as_str())
@@ -522,7 +524,10 @@ mod tests {
         let volumes = pod["volumes"].as_array().unwrap();
         assert_eq!(volumes.len(), 2);
         let tmp = volumes.iter().find(|v| v["name"] == "tmp").unwrap();
-        assert!(tmp.get("emptyDir").is_none(), "a volume of two kinds: {tmp}");
+        assert!(
+            tmp.get("emptyDir").is_none(),
+            "a volume of two kinds: {tmp}"
+        );
         assert_eq!(pod["containers"][1]["name"], "side");
         assert_eq!(
             worker["securityContext"]["readOnlyRootFilesystem"], true,

@@ -1,0 +1,147 @@
+//! Giving turns: who may start now, by the queue's rules.
+//!
+//! One pass at a time is given one. The cache tells who waits; who runs is
+//! asked of the API server before a turn is given, since a cache that is late
+//! would let two run. A turn that was given is reserved until the pass that
+//! got it ends: by then it is in a status, or was not used.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+
+use kube::api::ListParams;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Resource, ResourceExt};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::context::Context;
+use super::queue::{self, Place};
+use super::refresh::{Turn, World};
+use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster};
+
+/// A turn that was given, kept until this is dropped.
+pub struct Reservation<'a> {
+    ctx: &'a Context,
+    uid: String,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.ctx.reserved().remove(&self.uid);
+    }
+}
+
+/// Whether it is a refresh's turn.
+pub async fn turn<'a>(
+    ctx: &'a Context,
+    refresh: &MaterializedViewRefresh,
+    world: Option<&World>,
+) -> Result<(Turn, Option<Reservation<'a>>), kube::Error> {
+    // A place in the queue, whether or not the status speaks of it yet.
+    let mut me = refresh.clone();
+    let status = me.status.get_or_insert_default();
+    status.phase = Phase::Queued;
+    if let Some(World::Ready { uri, .. }) = world {
+        status.view_uri = Some(uri.clone());
+    }
+    let Some(me) = Place::of(&me) else {
+        return Ok((Turn::Behind("It neither runs nor waits".into()), None));
+    };
+    let limits = limits(&ctx.known.clusters);
+    let early = queue::turn(&me, &places(&ctx.known.refreshes), &limits);
+    if early != Turn::Now {
+        return Ok((early, None));
+    }
+
+    let _one_at_a_time = ctx.admission.lock().await;
+    let running = ListParams::default().fields("status.phase=Running");
+    let running = ctx.refreshes.list(&running).await?;
+    let mut others: Vec<Place> = running.iter().filter_map(Place::of).collect();
+    others.extend(ctx.reserved().values().cloned());
+    let waiting = places(&ctx.known.refreshes).into_iter();
+    others.extend(waiting.filter(|place| !place.running));
+    let turn = queue::turn(&me, &others, &limits);
+    if turn != Turn::Now {
+        return Ok((turn, None));
+    }
+    let uid = me.uid.clone();
+    ctx.reserved().insert(
+        uid.clone(),
+        Place {
+            running: true,
+            ..me
+        },
+    );
+    Ok((turn, Some(Reservation { ctx, uid })))
+}
+
+fn places(refreshes: &Store<MaterializedViewRefresh>) -> Vec<Place> {
+    let refreshes = refreshes.state();
+    refreshes.iter().filter_map(|r| Place::of(r)).collect()
+}
+
+fn limits(clusters: &Store<RefreshCluster>) -> BTreeMap<String, i32> {
+    let clusters = clusters.state();
+    let limits = clusters.iter().map(|cluster| {
+        let limit = cluster.spec.max_active_refreshes;
+        (cluster.name_any(), limit)
+    });
+    limits.collect()
+}
+
+/// Wakes those whose turn may have come, when another's place has changed.
+pub struct Waker {
+    refreshes: Store<MaterializedViewRefresh>,
+    clusters: Store<RefreshCluster>,
+    places: Mutex<HashMap<String, Place>>,
+    wake: UnboundedSender<ObjectRef<MaterializedViewRefresh>>,
+}
+
+impl Waker {
+    /// Wakes through `wake`, from what the caches show.
+    pub fn new(
+        refreshes: Store<MaterializedViewRefresh>,
+        clusters: Store<RefreshCluster>,
+        wake: UnboundedSender<ObjectRef<MaterializedViewRefresh>>,
+    ) -> Self {
+        Self {
+            refreshes,
+            clusters,
+            places: Mutex::default(),
+            wake,
+        }
+    }
+
+    /// Notes a refresh that the cache has just taken up, or lost.
+    pub fn note(&self, refresh: &MaterializedViewRefresh, gone: bool) {
+        let uid = refresh.uid().unwrap_or_default();
+        let place = if gone { None } else { Place::of(refresh) };
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match &place {
+            Some(place) => places.insert(uid, place.clone()),
+            None => places.remove(&uid),
+        };
+        drop(places);
+        // One that has just come stands in nobody's way.
+        if before.is_some() && before != place {
+            self.wake_next();
+        }
+    }
+
+    /// Wakes all whose turn it would be.
+    pub fn wake_next(&self) {
+        let all = places(&self.refreshes);
+        let limits = limits(&self.clusters);
+        let next = queue::next(&all, &limits);
+        for refresh in self.refreshes.state() {
+            if refresh
+                .meta()
+                .uid
+                .as_ref()
+                .is_some_and(|uid| next.contains(uid))
+            {
+                // The controller has gone if nobody listens.
+                let _ = self.wake.send(ObjectRef::from_obj(&refresh));
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What every pass over a refresh shares: clients, caches, budgets, and the
+//! little that is kept in memory between passes. None of that memory is
+//! needed to be right: it saves calls, and it dies with the process.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event, Pod, Secret};
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client, ResourceExt};
+
+use super::metrics::ControllerMetrics;
+use super::queue::Place;
+use crate::catalog::SharedCatalog;
+use crate::launch::job::Home;
+use crate::launch::progress::Budget;
+use crate::resources::{MaterializedViewRefresh, RefreshCluster};
+
+/// Logs that are read a second, at most, for progress and Events of stuck Jobs.
+const READS_A_SECOND: f64 = 10.0;
+
+/// Status writes a second, at most, that are no step in a refresh's life.
+const UPDATES_A_SECOND: f64 = 20.0;
+
+/// The first and the longest pause of a back-off.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What every pass shares.
+pub struct Context {
+    pub(super) refreshes: Api<MaterializedViewRefresh>,
+    pub(super) clusters: Api<RefreshCluster>,
+    pub(super) jobs: Api<Job>,
+    pub(super) pods: Api<Pod>,
+    pub(super) secrets: Api<Secret>,
+    pub(super) events: Api<Event>,
+    pub(super) known: Known,
+    pub(super) catalog: SharedCatalog,
+    pub(super) home: Home,
+    pub(super) recorder: Recorder,
+    pub(super) metrics: ControllerMetrics,
+    pub(super) reads: Budget,
+    pub(super) updates: Budget,
+    /// Held while a turn is given.
+    pub(super) admission: tokio::sync::Mutex<()>,
+    /// Turns that were given and are not yet in a status, by refresh UID.
+    reserved: Mutex<HashMap<String, Place>>,
+    /// The last resource that was written, by UID, until the cache has it.
+    written: Mutex<HashMap<String, Arc<MaterializedViewRefresh>>>,
+    /// How often in a row a refresh had to be put off, by UID.
+    put_off: Mutex<HashMap<String, u32>>,
+    /// When a refresh's progress was last looked at, by UID.
+    looked: Mutex<HashMap<String, Instant>>,
+}
+
+/// What the watches showed.
+pub struct Known {
+    /// All refreshes of the namespace.
+    pub refreshes: Store<MaterializedViewRefresh>,
+    /// All RefreshClusters of the namespace.
+    pub clusters: Store<RefreshCluster>,
+    /// relance's Jobs, trimmed.
+    pub jobs: Store<Job>,
+    /// relance's pods, trimmed.
+    pub pods: Store<Pod>,
+}
+
+impl Context {
+    pub(super) fn new(
+        client: Client,
+        namespace: &str,
+        home: Home,
+        catalog: SharedCatalog,
+        known: Known,
+        recorder: Recorder,
+        metrics: ControllerMetrics,
+    ) -> Self {
+        Self {
+            refreshes: Api::namespaced(client.clone(), namespace),
+            clusters: Api::namespaced(client.clone(), namespace),
+            jobs: Api::namespaced(client.clone(), namespace),
+            pods: Api::namespaced(client.clone(), namespace),
+            secrets: Api::namespaced(client.clone(), namespace),
+            events: Api::namespaced(client, namespace),
+            known,
+            catalog,
+            home,
+            recorder,
+            metrics,
+            reads: Budget::new(READS_A_SECOND),
+            updates: Budget::new(UPDATES_A_SECOND),
+            admission: tokio::sync::Mutex::new(()),
+            reserved: Mutex::default(),
+            written: Mutex::default(),
+            put_off: Mutex::default(),
+            looked: Mutex::default(),
+        }
+    }
+
+    /// The newer of what the cache has and what was written last: a pass that
+    /// begins with a state of before its own last write would only be refused.
+    pub(super) fn newest(
+        &self,
+        cached: Arc<MaterializedViewRefresh>,
+    ) -> Arc<MaterializedViewRefresh> {
+        let mut written = lock(&self.written);
+        let Some(uid) = cached.uid() else {
+            return cached;
+        };
+        match written.get(&uid) {
+            Some(ours) if version(ours) > version(&cached) => ours.clone(),
+            Some(_) => {
+                written.remove(&uid);
+                cached
+            }
+            None => cached,
+        }
+    }
+
+    /// Keeps what was written until the cache has it.
+    pub(super) fn wrote(&self, refresh: &MaterializedViewRefresh) {
+        if let Some(uid) = refresh.uid() {
+            lock(&self.written).insert(uid, Arc::new(refresh.clone()));
+        }
+    }
+
+    /// The cluster of that name, if a watch showed one.
+    pub(super) fn cluster(&self, name: &str) -> Option<Arc<RefreshCluster>> {
+        let namespace = self.refreshes.namespace().unwrap_or_default();
+        let key = ObjectRef::new(name).within(namespace);
+        self.known.clusters.get(&key)
+    }
+
+    pub(super) fn reserved(&self) -> MutexGuard<'_, HashMap<String, Place>> {
+        lock(&self.reserved)
+    }
+
+    /// How long to put a refresh off: twice as long each time in a row.
+    pub(super) fn put_off(&self, uid: &str) -> Duration {
+        let mut put_off = lock(&self.put_off);
+        let times = put_off.entry(uid.to_string()).or_default();
+        let pause = FIRST_PAUSE * 2u32.pow((*times).min(6));
+        *times += 1;
+        pause.min(LONGEST_PAUSE)
+    }
+
+    /// It went on: the next pause is short again.
+    pub(super) fn went_on(&self, uid: &str) {
+        lock(&self.put_off).remove(uid);
+    }
+
+    /// Whether it is time to look at a refresh's progress: `interval` after the last look.
+    pub(super) fn time_to_look(&self, uid: &str, interval: Duration) -> bool {
+        let mut looked = lock(&self.looked);
+        let now = Instant::now();
+        match looked.get(uid) {
+            Some(last) if now.duration_since(*last) < interval => false,
+            Some(_) => {
+                looked.insert(uid.to_string(), now);
+                true
+            }
+            // The first look is due an interval after the Job was first seen.
+            None => {
+                looked.insert(uid.to_string(), now);
+                false
+            }
+        }
+    }
+
+    /// Forgets a refresh that has ended or is gone.
+    pub(super) fn forget(&self, uid: &str) {
+        lock(&self.put_off).remove(uid);
+        lock(&self.looked).remove(uid);
+        lock(&self.reserved).remove(uid);
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Context")
+    }
+}
+
+/// A resource's version as a number, which the API server's are.
+fn version(refresh: &MaterializedViewRefresh) -> u64 {
+    let version = refresh.metadata.resource_version.as_deref();
+    version.and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,257 @@
+//! Looking at what [`decide`](super::refresh::decide) asks for: the world, the
+//! Job, the view's history, the progress.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::ListParams;
+use kube::runtime::reflector::ObjectRef;
+use sha2::{Digest, Sha256};
+
+use super::context::Context;
+use super::refresh::{JobEnd, JobSeen, LOOK_AGAIN, Observed, OutcomeSeen, ProgressSeen, World};
+use crate::engine::error::EngineError;
+use crate::engine::freshness::{self, Freshness};
+use crate::engine::outcome;
+use crate::launch::{job, progress, state};
+use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
+use crate::world::{self, WorldError};
+
+/// How long after its creation a refresh may lack the Secret that it names:
+/// the Secret is owned by the refresh, so it can only be made after it.
+const SECRET_PATIENCE: i64 = 60;
+
+/// After how long a Job without a pod is asked why.
+const POD_PATIENCE: i64 = 3;
+
+/// The view and the cluster of a refresh.
+pub async fn world(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+) -> Result<(World, Option<RefreshClusterSpec>), kube::Error> {
+    let cluster = match cluster(ctx, &refresh.spec.cluster).await? {
+        Ok(cluster) => cluster,
+        Err(error) => return Ok((refused(&error), None)),
+    };
+    if let Some(wrong) = manifest(ctx, refresh).await? {
+        return Ok((wrong, Some(cluster)));
+    }
+    let world = match view(ctx, refresh).await {
+        Ok(world) => world,
+        Err(error) => refused(&error),
+    };
+    Ok((world, Some(cluster)))
+}
+
+async fn view(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<World, WorldError> {
+    let catalog = ctx.catalog.get().await?;
+    let looked = async {
+        let view = world::view(&catalog, &refresh.spec).await?;
+        if refresh.spec.full {
+            return Ok((view.uri, None));
+        }
+        let version = refresh.spec.src_version.and_then(|v| u64::try_from(v).ok());
+        let current = match freshness::check(&catalog, &view, version).await? {
+            Freshness::Current {
+                source_version,
+                view_version,
+            } => Some((source_version, view_version)),
+            Freshness::Stale { .. } => None,
+        };
+        Ok::<_, WorldError>((view.uri, current))
+    };
+    let (uri, current) = ctx.catalog.in_time(looked).await??;
+    Ok(World::Ready { uri, current })
+}
+
+fn refused(error: &WorldError) -> World {
+    match error {
+        WorldError::View(EngineError::Unavailable { .. } | EngineError::ViewContended { .. }) => {
+            World::Unavailable(format!("Waiting: {error}"))
+        }
+        error => World::Refused {
+            reason: error.reason().to_string(),
+            message: error.to_string(),
+        },
+    }
+}
+
+/// The cluster that a refresh names. A watch may be late: before it is called
+/// unknown, the API server is asked.
+pub async fn cluster(
+    ctx: &Context,
+    name: &str,
+) -> Result<Result<RefreshClusterSpec, WorldError>, kube::Error> {
+    if let Some(cluster) = ctx.cluster(name) {
+        return Ok(Ok(cluster.spec.clone()));
+    }
+    if let Some(cluster) = ctx.clusters.get_opt(name).await? {
+        return Ok(Ok(cluster.spec));
+    }
+    let list = ctx.clusters.list_metadata(&ListParams::default()).await?;
+    let known: Vec<String> = list.iter().map(ResourceExt::name_any).collect();
+    let known = known.iter().map(|known| (known.as_str(), ()));
+    Ok(world::cluster(name, known).map(|()| RefreshClusterSpec::default()))
+}
+
+/// What is wrong with the Secret that holds a refresh's Geneva manifest.
+async fn manifest(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+) -> Result<Option<World>, kube::Error> {
+    let spec = &refresh.spec;
+    let Some(secret) = &spec.manifest_secret_ref else {
+        return Ok(None);
+    };
+    let found = ctx.secrets.get_opt(&secret.name).await?;
+    let data = found.and_then(|secret| secret.data?.remove(names::MANIFEST_KEY));
+    let message = match data {
+        Some(data) => {
+            let sum = hex::encode(Sha256::digest(&data.0));
+            if spec.manifest_checksum.as_ref().is_none_or(|c| *c == sum) {
+                return Ok(None);
+            }
+            format!(
+                "Secret '{}' does not hold the Geneva manifest that spec.manifestChecksum speaks of; refresh again with the right one",
+                secret.name
+            )
+        }
+        None => {
+            let created = refresh.metadata.creation_timestamp.as_ref();
+            let age = created.map(|at| Timestamp::now().duration_since(at.0).as_secs());
+            if age.is_some_and(|age| age < SECRET_PATIENCE) {
+                let message = format!("Waiting for Secret '{}'", secret.name);
+                return Ok(Some(World::Unavailable(message)));
+            }
+            format!(
+                "there is no Secret '{}' with a Geneva manifest under the key '{}'; create it and refresh again",
+                secret.name,
+                names::MANIFEST_KEY
+            )
+        }
+    };
+    Ok(Some(World::Refused {
+        reason: reasons::MANIFEST_MISMATCH.to_string(),
+        message,
+    }))
+}
+
+/// A refresh's Job as the API server has it, with its pods as a watch showed them.
+pub async fn job(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+    name: &str,
+) -> Result<JobSeen, kube::Error> {
+    let Some(found) = ctx.jobs.get_opt(name).await? else {
+        return Ok(JobSeen::Absent);
+    };
+    if !job::is_of(&found, refresh) {
+        return Ok(JobSeen::Foreign);
+    }
+    let uid = found.uid().unwrap_or_default();
+    let pods = cached_pods(ctx, &uid);
+    let mut seen = state::of(&found, pods.iter().map(AsRef::as_ref));
+    if let Some(JobEnd::Failed { .. }) = seen.end {
+        // The watch of pods may be behind, and their last word is the message.
+        let ours = format!("{}={}", names::REFRESH_UID_LABEL, refresh_uid(refresh));
+        let pods = ctx.pods.list(&ListParams::default().labels(&ours)).await?;
+        seen = state::of(&found, &pods.items);
+    }
+    Ok(JobSeen::Ours(seen))
+}
+
+/// A refresh's Job as the watch showed it last.
+pub fn cached_job(ctx: &Context, refresh: &MaterializedViewRefresh) -> Option<JobSeen> {
+    let namespace = refresh.metadata.namespace.as_deref().unwrap_or_default();
+    let name = job::name(refresh, &ctx.home);
+    let found = ctx
+        .known
+        .jobs
+        .get(&ObjectRef::new(&name).within(namespace))?;
+    job::is_of(&found, refresh).then(|| JobSeen::Ours(state::of(&found, [])))
+}
+
+fn cached_pods(ctx: &Context, job_uid: &str) -> Vec<std::sync::Arc<Pod>> {
+    ctx.known
+        .pods
+        .state_filter(|pod| state::is_pod_of(pod, job_uid))
+}
+
+fn refresh_uid(refresh: &MaterializedViewRefresh) -> String {
+    refresh.metadata.uid.clone().unwrap_or_default()
+}
+
+/// What the view's history says of a refresh.
+pub async fn outcome(ctx: &Context, refresh: &MaterializedViewRefresh) -> OutcomeSeen {
+    let found = async {
+        let catalog = ctx.catalog.get().await?;
+        let uid = refresh_uid(refresh);
+        let found = outcome::find(&catalog, &refresh.spec.view, &uid);
+        ctx.catalog.in_time(found).await?
+    };
+    match found.await {
+        Ok(Some(outcome)) => OutcomeSeen::Found(outcome),
+        // A view that is gone took its history along.
+        Ok(None) | Err(EngineError::ViewNotFound { .. } | EngineError::NotAView { .. }) => {
+            OutcomeSeen::NotFound
+        }
+        Err(error) => OutcomeSeen::Unavailable(format!("Waiting for the view's history: {error}")),
+    }
+}
+
+/// How far a running Job is, and why it has no pod.
+pub async fn progress(ctx: &Context, seen: &Observed) -> (ProgressSeen, Option<String>) {
+    let nothing = (ProgressSeen::Nothing, None);
+    let uid = refresh_uid(&seen.refresh);
+    // A little less than the pause between looks, or every other one comes too early.
+    let interval = LOOK_AGAIN.saturating_sub(Duration::from_millis(100));
+    let Some(JobSeen::Ours(job)) = &seen.job else {
+        return nothing;
+    };
+    if !ctx.time_to_look(&uid, interval) {
+        return nothing;
+    }
+    let mut pods = cached_pods(ctx, &job.uid);
+    if pods.is_empty() {
+        let start = seen
+            .refresh
+            .status
+            .as_ref()
+            .and_then(|s| s.start_time.as_ref());
+        let late = start.is_some_and(|at| seen.now.duration_since(at.0).as_secs() >= POD_PATIENCE);
+        if late && ctx.reads.take() {
+            return (ProgressSeen::Nothing, why_no_pod(ctx, &job.uid).await);
+        }
+        return nothing;
+    }
+    pods.retain(|pod| state::works(pod));
+    pods.sort_by_key(|pod| pod.name_any());
+    let Some(pod) = pods.first() else {
+        return nothing;
+    };
+    if !ctx.reads.take() {
+        return nothing;
+    }
+    match progress::sample(&ctx.pods, &pod.name_any()).await {
+        Some(progress) => (ProgressSeen::At(progress), None),
+        None => nothing,
+    }
+}
+
+/// What the Job controller says of pods that it could not create: a quota, a
+/// Pod Security Standard, a service account that is not there.
+async fn why_no_pod(ctx: &Context, job_uid: &str) -> Option<String> {
+    let of = format!("involvedObject.uid={job_uid},reason=FailedCreate");
+    let events = ctx.events.list(&ListParams::default().fields(&of)).await;
+    let events = events
+        .inspect_err(|error| tracing::debug!(%error, "no Events can be read"))
+        .ok()?;
+    let last = events
+        .items
+        .into_iter()
+        .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0))?;
+    let message = last.message.unwrap_or_default();
+    Some(format!("The worker pod is not allowed now: {message}"))
+}

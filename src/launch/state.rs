@@ -1,0 +1,373 @@
+//! How a Job stands, from the Job, its pods and its Events. Pure.
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+
+use crate::engine::outcome::Outcome;
+use crate::protocol::{Ending, exit};
+use crate::resources::{names, reasons};
+
+/// The state of a Job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct JobState {
+    /// Its UID.
+    pub uid: String,
+    /// It is being deleted; pods of it may still run.
+    pub deleting: bool,
+    /// How it ended, if it has.
+    pub end: Option<JobEnd>,
+    /// Why it does not move, if it does not.
+    pub stuck: Option<String>,
+}
+
+/// How a Job ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JobEnd {
+    /// A worker ended well; what it said of its result, if that was readable.
+    Succeeded(Option<Outcome>),
+    /// No worker will try again.
+    Failed {
+        /// A stable reason.
+        reason: String,
+        /// Why, and what to do.
+        message: String,
+    },
+}
+
+/// The state of `job`, some of whose pods are among `pods`.
+pub fn of<'a>(job: &Job, pods: impl IntoIterator<Item = &'a Pod>) -> JobState {
+    let uid = job.metadata.uid.clone().unwrap_or_default();
+    let pods = pods.into_iter().filter(|pod| is_pod_of(pod, &uid));
+    let pods: Vec<&Pod> = pods.collect();
+    JobState {
+        deleting: job.metadata.deletion_timestamp.is_some(),
+        end: end(job, &pods),
+        stuck: pods.iter().find_map(|pod| why_stuck(pod)),
+        uid,
+    }
+}
+
+/// Whether a pod belongs to the Job with this UID.
+pub fn is_pod_of(pod: &Pod, job_uid: &str) -> bool {
+    let owners = pod.metadata.owner_references.iter().flatten();
+    owners.into_iter().any(|owner| owner.uid == job_uid)
+}
+
+/// Whether a pod's worker runs now, so that its log can be asked.
+pub fn works(pod: &Pod) -> bool {
+    state(pod).is_some_and(|state| state.running.is_some())
+}
+
+/// `SuccessCriteriaMet` comes with the first success, `Complete` when the last
+/// pod is gone; and a pod's own end is seen a second before either, since the
+/// Job controller batches its work.
+fn end(job: &Job, pods: &[&Pod]) -> Option<JobEnd> {
+    let succeeded = pods.iter().any(|pod| exit_code(pod) == Some(exit::OK));
+    let said = || {
+        pods.iter().find_map(|pod| match ending(pod)? {
+            Ending::Done(outcome) => Some(outcome),
+            Ending::Failed { .. } => None,
+        })
+    };
+    let conditions = job.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let met = |type_: &str| {
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.find(|c| c.type_ == type_ && c.status == "True")
+    };
+    if succeeded || met("SuccessCriteriaMet").is_some() || met("Complete").is_some() {
+        return Some(JobEnd::Succeeded(said()));
+    }
+    let failed = met("Failed")?;
+    let reason = failed.reason.as_deref().unwrap_or_default();
+    if let Some((reason, message)) = last_word(pods) {
+        return Some(JobEnd::Failed { reason, message });
+    }
+    let (reason, message) = match reason {
+        reasons::DEADLINE_EXCEEDED => (
+            reasons::DEADLINE_EXCEEDED,
+            "the Job ran longer than activeDeadlineSeconds of its RefreshCluster; raise it and refresh again: what was finished is kept".to_string(),
+        ),
+        reasons::BACKOFF_LIMIT_EXCEEDED => (
+            reasons::BACKOFF_LIMIT_EXCEEDED,
+            format!("{}; look at the workers' logs and refresh again", deaths(pods)),
+        ),
+        _ => (
+            reasons::WORKERS_FAILED,
+            format!(
+                "the Job failed ({}); look at the workers' logs and refresh again",
+                failed.message.as_deref().unwrap_or(reason)
+            ),
+        ),
+    };
+    Some(JobEnd::Failed {
+        reason: reason.to_string(),
+        message,
+    })
+}
+
+/// What the worker that ended last said of its failure.
+fn last_word(pods: &[&Pod]) -> Option<(String, String)> {
+    let mut pods: Vec<&&Pod> = pods.iter().collect();
+    pods.sort_by_key(|pod| {
+        let terminated = state(pod).and_then(|state| state.terminated.as_ref());
+        std::cmp::Reverse(terminated.and_then(|t| t.finished_at.as_ref().map(|time| time.0)))
+    });
+    pods.into_iter().find_map(|pod| match ending(pod)? {
+        Ending::Failed {
+            reason, message, ..
+        } => Some((reason, message)),
+        Ending::Done(_) => None,
+    })
+}
+
+/// How the workers ended, where none of them could say it.
+fn deaths(pods: &[&Pod]) -> String {
+    let death = pods.iter().find_map(|pod| {
+        let terminated = state(pod)?.terminated.as_ref()?;
+        match terminated.reason.as_deref() {
+            Some("OOMKilled") => Some("the workers were killed for using too much memory: raise resources.limits.memory of the worker in the RefreshCluster's template".to_string()),
+            Some(reason) => Some(format!("the workers ended with exit code {} ({reason})", terminated.exit_code)),
+            None => None,
+        }
+    });
+    death.unwrap_or_else(|| "the workers failed more often than backoffLimit allows".to_string())
+}
+
+/// Why a pod does not start.
+fn why_stuck(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let conditions = status.conditions.iter().flatten();
+    let unscheduled = conditions
+        .filter(|c| c.type_ == "PodScheduled" && c.status == "False")
+        .find_map(|c| c.message.as_deref());
+    if let Some(message) = unscheduled {
+        return Some(format!(
+            "Waiting for a node that takes the worker pod: {message}"
+        ));
+    }
+    let init = status.init_container_statuses.iter().flatten();
+    let containers = status.container_statuses.iter().flatten();
+    init.chain(containers).find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref()?;
+        // These come and go with every start.
+        if matches!(reason, "ContainerCreating" | "PodInitializing") {
+            return None;
+        }
+        let message = waiting.message.as_deref().unwrap_or("no more is known");
+        Some(format!(
+            "Container {} of the worker pod does not start: {reason}: {message}",
+            container.name
+        ))
+    })
+}
+
+fn worker(pod: &Pod) -> Option<&ContainerStatus> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    containers
+        .iter()
+        .find(|container| container.name == names::WORKER_CONTAINER)
+}
+
+fn state(pod: &Pod) -> Option<&ContainerState> {
+    worker(pod)?.state.as_ref()
+}
+
+fn exit_code(pod: &Pod) -> Option<i32> {
+    Some(state(pod)?.terminated.as_ref()?.exit_code)
+}
+
+fn ending(pod: &Pod) -> Option<Ending> {
+    let message = state(pod)?.terminated.as_ref()?.message.as_deref()?;
+    serde_json::from_str(message).ok()
+}
+
+/// Keeps of a pod only what is read here, so that a cache of many stays small.
+pub fn trim_pod(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+    pod.metadata.annotations = None;
+    pod.spec = None;
+    if let Some(status) = &mut pod.status {
+        let conditions = status.conditions.take().into_iter().flatten();
+        let conditions = conditions.filter(|c| c.type_ == "PodScheduled");
+        *status = k8s_openapi::api::core::v1::PodStatus {
+            phase: status.phase.take(),
+            conditions: Some(conditions.collect()),
+            container_statuses: status.container_statuses.take(),
+            init_container_statuses: status.init_container_statuses.take(),
+            ..Default::default()
+        };
+    }
+}
+
+/// Keeps of a Job only what is read here.
+pub fn trim_job(job: &mut Job) {
+    job.metadata.managed_fields = None;
+    job.metadata.annotations = None;
+    job.spec = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn job(conditions: Value) -> Job {
+        serde_json::from_value(json!({
+            "metadata": {"name": "j", "uid": "job-uid"},
+            "status": {"conditions": conditions},
+        }))
+        .unwrap()
+    }
+
+    fn pod(status: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {
+                "name": "p",
+                "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "job-uid"}],
+            },
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn ended(code: i32, ending: Option<Ending>, second: u8) -> Pod {
+        pod(json!({
+            "phase": if code == 0 { "Succeeded" } else { "Failed" },
+            "containerStatuses": [{
+                "name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {
+                    "exitCode": code,
+                    "finishedAt": format!("2026-01-01T00:00:{second:02}Z"),
+                    "message": ending.map(|e| serde_json::to_string(&e).unwrap()),
+                    "reason": if code == 137 { "OOMKilled" } else { "Error" },
+                }},
+            }],
+        }))
+    }
+
+    fn failed(reason: &str) -> Option<Ending> {
+        Some(Ending::Failed {
+            reason: reason.into(),
+            message: "why".into(),
+            retryable: true,
+        })
+    }
+
+    fn outcome() -> Outcome {
+        serde_json::from_value(json!({
+            "mode": "Rebuild", "sourceVersion": 1, "viewVersion": 2, "rowsWritten": 3,
+            "bytesWritten": 4, "unitsTotal": 5, "unitsKept": 0,
+        }))
+        .unwrap()
+    }
+
+    fn true_(type_: &str, reason: &str) -> Value {
+        json!([{"type": type_, "status": "True", "reason": reason, "message": "m"}])
+    }
+
+    #[test]
+    fn a_worker_that_exited_0_is_the_jobs_success_before_the_job_knows() {
+        let done = ended(0, Some(Ending::Done(outcome())), 1);
+        let state = of(&job(json!([])), [&done]);
+        assert_eq!(state.end, Some(JobEnd::Succeeded(Some(outcome()))));
+    }
+
+    #[test]
+    fn success_is_seen_from_its_criteria_too() {
+        let state = of(&job(true_("SuccessCriteriaMet", "SuccessPolicy")), []);
+        assert_eq!(state.end, Some(JobEnd::Succeeded(None)));
+    }
+
+    #[test]
+    fn a_failed_pod_is_not_the_jobs_end() {
+        let state = of(&job(json!([])), [&ended(70, failed("Internal"), 1)]);
+        assert_eq!(state.end, None);
+    }
+
+    #[test]
+    fn the_worker_that_ended_last_has_the_word() {
+        let first = ended(70, failed("Internal"), 1);
+        let last = ended(69, failed("Unavailable"), 9);
+        let state = of(
+            &job(true_("Failed", "BackoffLimitExceeded")),
+            [&first, &last],
+        );
+        let Some(JobEnd::Failed { reason, .. }) = state.end else {
+            panic!("{state:?}");
+        };
+        assert_eq!(reason, "Unavailable");
+    }
+
+    #[test]
+    fn a_worker_killed_for_memory_is_told_so() {
+        let state = of(
+            &job(true_("Failed", "BackoffLimitExceeded")),
+            [&ended(137, None, 1)],
+        );
+        let Some(JobEnd::Failed { reason, message }) = state.end else {
+            panic!("{state:?}");
+        };
+        assert_eq!(reason, reasons::BACKOFF_LIMIT_EXCEEDED);
+        assert!(message.contains("memory"), "{message}");
+    }
+
+    #[test]
+    fn a_job_past_its_deadline_is_told_so() {
+        let state = of(&job(true_("Failed", "DeadlineExceeded")), []);
+        let Some(JobEnd::Failed { reason, .. }) = state.end else {
+            panic!("{state:?}");
+        };
+        assert_eq!(reason, reasons::DEADLINE_EXCEEDED);
+    }
+
+    #[test]
+    fn a_pod_of_another_job_says_nothing() {
+        let mut stranger = ended(0, None, 1);
+        stranger.metadata.owner_references.as_mut().unwrap()[0].uid = "other".into();
+        assert_eq!(of(&job(json!([])), [&stranger]).end, None);
+    }
+
+    #[test]
+    fn a_pod_that_no_node_takes_says_why() {
+        let waiting = pod(json!({
+            "phase": "Pending",
+            "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}],
+        }));
+        let stuck = of(&job(json!([])), [&waiting]).stuck.unwrap();
+        assert!(stuck.contains("0/1 nodes are available"), "{stuck}");
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_is_named_and_a_starting_container_is_not() {
+        let waiting = |reason: &str| {
+            pod(json!({
+                "phase": "Pending",
+                "containerStatuses": [{
+                    "name": "worker", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": {"waiting": {"reason": reason, "message": "no such image"}},
+                }],
+            }))
+        };
+        let stuck = |reason| of(&job(json!([])), [&waiting(reason)]).stuck;
+        assert_eq!(stuck("ContainerCreating"), None);
+        assert!(
+            stuck("ErrImageNeverPull")
+                .unwrap()
+                .contains("no such image")
+        );
+    }
+
+    #[test]
+    fn trimming_loses_nothing_that_is_read() {
+        let mut done = ended(0, Some(Ending::Done(outcome())), 1);
+        let mut job = job(true_("Complete", "CompletionsReached"));
+        let before = of(&job, [&done]);
+        trim_pod(&mut done);
+        trim_job(&mut job);
+        assert_eq!(of(&job, [&done]), before);
+    }
+}
