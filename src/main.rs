@@ -16,7 +16,11 @@ fn main() -> ExitCode {
     {
         return fail("a TLS provider is already installed", exit::INTERNAL);
     }
-    telemetry::start_logging(cli.log_format);
+    let logged = match cli.command {
+        Command::Serve(_) | Command::Worker => telemetry::STEPS,
+        _ => telemetry::WARNINGS,
+    };
+    telemetry::start_logging(cli.log_format, logged);
     match cli.command {
         Command::Crds => match resources::schema::yaml() {
             Ok(definitions) => print(

@@ -8,14 +8,16 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::LogFormat;
 
-/// What is logged unless `RUST_LOG` says otherwise: libraries' warnings, and
-/// what relance does.
-const DEFAULT_FILTER: &str = "warn,relance=info";
+/// What is logged unless `RUST_LOG` says otherwise by what runs for long:
+/// libraries' warnings, and what relance does.
+pub const STEPS: &str = "warn,relance=info";
 
-/// Starts logging to standard error.
-pub fn start_logging(format: LogFormat) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+/// The same by a command whose result is all that is asked for.
+pub const WARNINGS: &str = "warn";
+
+/// Starts logging to standard error: what `RUST_LOG` names, or `unless_told`.
+pub fn start_logging(format: LogFormat, unless_told: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(unless_told));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
