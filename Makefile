@@ -43,6 +43,10 @@ cluster-down: ## Take it down and remove all that belonged to it
 image: build ## Build the image around the debug binary and load it into the cluster
 	@$(CLUSTER_SH) image --name $(NAME) "$$($(CLUSTER_SH) target-dir)/debug/relance"
 
+.PHONY: manifests
+manifests: ## Render deploy/relance.yaml from the chart, and copy the CRDs into it
+	@deploy/render
+
 .PHONY: demo
 demo: packages ## The whole path once, on a cluster of its own; CLUSTER=current IMAGE=… CATALOG=… on yours
 	@CLUSTER=$(CLUSTER) NAME=relance-demo demo/run

@@ -1,0 +1,88 @@
+//! The Helm chart and what is rendered from it.
+
+use std::path::Path;
+use std::process::Command;
+
+fn repo(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn helm(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new("helm")
+        .args(arguments)
+        .output()
+        .expect("helm on the PATH, as eval \"$(tests/cluster/cluster env)\" puts it there");
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into(),
+    )
+}
+
+#[test]
+fn the_charts_definitions_are_the_types_own() {
+    for (name, yaml) in relance::resources::schema::yaml().unwrap() {
+        let path = repo("deploy/chart/crds").join(format!("{name}.yaml"));
+        let copy = read(&path);
+        assert!(copy.contains(&yaml), "{name} is stale: make manifests");
+    }
+}
+
+#[test]
+fn the_rendered_manifests_are_the_charts() {
+    let output = Command::new(repo("deploy/render"))
+        .arg("-")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let rendered = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        rendered == read(&repo("deploy/relance.yaml")),
+        "deploy/relance.yaml is stale: make manifests"
+    );
+}
+
+#[test]
+fn the_chart_says_what_it_needs_and_what_it_does_not_know() {
+    let chart = repo("deploy/chart").display().to_string();
+    let base = ["template", "r", &chart, "--kube-version", "1.34.0"];
+    let with = |values: &[&str]| {
+        let set = values.iter().flat_map(|value| ["--set", value]);
+        helm(&base.iter().copied().chain(set).collect::<Vec<_>>())
+    };
+    let (ok, said) = with(&["image=x"]);
+    assert!(!ok && said.contains("catalog"), "{said}");
+    let (ok, said) = with(&["image=x", "catalog=dir:///t", "replicas=3"]);
+    assert!(!ok && said.contains("replicas"), "{said}");
+    let (ok, said) = with(&["image=x", "catalog=dir:///t"]);
+    assert!(ok, "{said}");
+}
+
+#[test]
+fn no_role_of_the_chart_lists_secrets_or_reaches_beyond_the_namespace() {
+    let rendered = read(&repo("deploy/relance.yaml"));
+    let mut rules = 0;
+    for document in rendered.split("\n---\n") {
+        let value: serde_yaml::Value = serde_yaml::from_str(document).unwrap();
+        let kind = value["kind"].as_str().unwrap_or_default();
+        assert!(!kind.starts_with("ClusterRole"), "{kind}");
+        for rule in value["rules"].as_sequence().into_iter().flatten() {
+            rules += 1;
+            let text =
+                |key: &str| -> Vec<String> { serde_yaml::from_value(rule[key].clone()).unwrap() };
+            let (resources, verbs) = (text("resources"), text("verbs"));
+            assert!(!verbs.contains(&"*".to_string()) && !resources.contains(&"*".to_string()));
+            if resources.contains(&"secrets".to_string()) {
+                assert!(
+                    verbs.iter().all(|v| v == "get" || v == "create"),
+                    "{verbs:?}"
+                );
+            }
+        }
+    }
+    assert!(rules > 5, "no rules were found");
+}
