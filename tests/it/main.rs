@@ -1,8 +1,14 @@
 //! What needs a Kubernetes API: `RELANCE_TEST_KUBECONFIG` names a kubeconfig
 //! that may do everything; `tests/cluster/cluster up` and `cluster env` give one.
 
+mod agreement;
+mod bounds;
 mod chart;
+mod objects;
+mod reading;
 mod rest;
+mod rest_describe;
+mod rest_idempotency;
 mod rest_lifecycle;
 mod serve;
 mod support;

@@ -305,6 +305,16 @@ impl World {
             .await
     }
 
+    /// Writes the status of a refresh, as the controller would.
+    pub async fn end(&self, job_id: &str, status: Value) {
+        let patch = Patch::Merge(serde_json::json!({ "status": status }));
+        self.space
+            .refreshes
+            .patch_status(job_id, &PatchParams::default(), &patch)
+            .await
+            .expect("status written");
+    }
+
     /// How many refreshes are stored.
     pub async fn stored(&self) -> usize {
         let all = self.space.refreshes.list(&Default::default()).await;
