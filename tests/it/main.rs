@@ -10,6 +10,7 @@ mod rest;
 mod rest_describe;
 mod rest_idempotency;
 mod rest_lifecycle;
+mod rest_rbac;
 mod serve;
 mod support;
 mod validation;

@@ -1,0 +1,168 @@
+//! REST under the Role that is installed for it: enough, and no more.
+
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
+use kube::Client;
+use kube::api::{Api, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::ObjectMeta;
+use relance::resources::names;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::support::{Answer, Server, World, kubeconfig};
+
+/// The rules of the Role `relance-rest` in the rendered manifests.
+fn installed_rules() -> Vec<PolicyRule> {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/relance.yaml");
+    let text = std::fs::read_to_string(file).expect("the rendered manifests");
+    serde_yaml::Deserializer::from_str(&text)
+        .map(|document| serde_yaml::Value::deserialize(document).expect("YAML"))
+        .find(|object| object["kind"] == "Role" && object["metadata"]["name"] == "relance-rest")
+        .and_then(|object| serde_yaml::from_value::<Role>(object).ok())
+        .and_then(|role| role.rules)
+        .expect("the Role of REST")
+}
+
+/// A client that may do just what `rules` say, in the world's namespace.
+async fn limited(world: &World, user: &str, rules: Vec<PolicyRule>) -> Client {
+    let space = &world.space;
+    let metadata = ObjectMeta {
+        name: Some(user.to_string()),
+        ..Default::default()
+    };
+    let role = Role {
+        metadata: metadata.clone(),
+        rules: Some(rules),
+    };
+    let binding = RoleBinding {
+        metadata,
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".into(),
+            kind: "Role".into(),
+            name: user.into(),
+        },
+        subjects: Some(vec![Subject {
+            kind: "User".into(),
+            name: user.into(),
+            ..Default::default()
+        }]),
+    };
+    let post = PostParams::default();
+    Api::namespaced(space.client.clone(), &space.namespace)
+        .create(&post, &role)
+        .await
+        .expect("a Role");
+    Api::namespaced(space.client.clone(), &space.namespace)
+        .create(&post, &binding)
+        .await
+        .expect("a RoleBinding");
+    let file = Kubeconfig::read_from(kubeconfig()).expect("a readable kubeconfig");
+    let mut config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .expect("a usable kubeconfig");
+    config.auth_info.impersonate = Some(user.to_string());
+    Client::try_from(config).expect("a client")
+}
+
+async fn server(world: &World, user: &str, rules: Vec<PolicyRule>) -> Server {
+    let client = limited(world, user, rules).await;
+    let uri = format!("dir://{}", world.folder.path().display());
+    let server = Server::start(client, &world.space.namespace, &uri).await;
+    // The API server's authorizer hears of a new Role a moment later.
+    for _ in 0..50 {
+        let told = server
+            .post("/v1/jobs/describe", r#"{"job_id": "probe"}"#)
+            .await;
+        if told.status != 403 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    server
+}
+
+fn request() -> String {
+    json!({"manifest": r#"{"name": "m"}"#}).to_string()
+}
+
+async fn post(server: &Server, key: &str) -> Answer {
+    server
+        .post_with(
+            "/v1/materialized_view/v/refresh",
+            &[("idempotency-key", key)],
+            request(),
+        )
+        .await
+}
+
+#[tokio::test]
+async fn the_installed_role_is_enough() {
+    let world = World::new().await;
+    let server = server(&world, "rest-whole", installed_rules()).await;
+    let job_id = post(&server, "k").await.job_id();
+    assert_eq!(post(&server, "k").await.job_id(), job_id);
+    // A replica that finds the salt there already.
+    let uri = format!("dir://{}", world.folder.path().display());
+    let client = limited(&world, "rest-replica", installed_rules()).await;
+    let replica = Server::start(client, &world.space.namespace, &uri).await;
+    assert_eq!(post(&replica, "k").await.job_id(), job_id);
+    let told = server
+        .post("/v1/jobs/describe", json!({"job_id": job_id}).to_string())
+        .await;
+    assert_eq!(told.status, 200, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_refresh_whose_manifest_cannot_be_stored_is_refused_and_taken_back() {
+    let world = World::new().await;
+    // Its salt is there already, so that only the manifest is a Secret to create.
+    post(&world.server, "first").await.job_id();
+    let mut rules = installed_rules();
+    for rule in &mut rules {
+        if rule
+            .resources
+            .as_ref()
+            .is_some_and(|resources| resources.contains(&"secrets".to_string()))
+        {
+            rule.verbs.retain(|verb| verb != "create");
+        }
+    }
+    rules.retain(|rule| !rule.verbs.is_empty());
+    let server = server(&world, "rest-no-secrets", rules).await;
+    let said = post(&server, "second").await;
+    assert!(said.error(403, 15).contains("secrets"), "{said:?}");
+    assert_eq!(world.stored().await, 1);
+}
+
+/// Each verb that is taken away makes something fail that REST has to do.
+#[tokio::test]
+async fn the_installed_role_has_no_verb_too_many() {
+    let world = World::new().await;
+    let rules = installed_rules();
+    let mut tried = 0;
+    for (index, rule) in rules.iter().enumerate() {
+        for verb in &rule.verbs {
+            // Taking back needs it; the test above shows that.
+            if verb == "delete" {
+                continue;
+            }
+            let mut fewer = rules.clone();
+            fewer[index].verbs.retain(|other| other != verb);
+            fewer.retain(|rule| !rule.verbs.is_empty());
+            let server = server(&world, &format!("rest-{index}-{verb}"), fewer).await;
+            // Without its salt, the first step is to make it.
+            let salt = &world.space.secrets;
+            let _ = salt
+                .delete(names::IDEMPOTENCY_SECRET, &Default::default())
+                .await;
+            let answers = [post(&server, "a").await, post(&server, "a").await];
+            assert!(
+                answers.iter().any(|answer| answer.status == 403),
+                "{verb} on {:?} is not needed: {answers:?}",
+                rule.resources
+            );
+            tried += 1;
+        }
+    }
+    assert!(tried >= 5, "{tried}");
+}
