@@ -45,6 +45,7 @@ pub mod error;
 pub mod execute;
 pub mod fingerprint;
 pub mod freshness;
+pub mod history;
 pub mod ledger;
 pub mod outcome;
 pub mod paths;

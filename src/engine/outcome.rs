@@ -10,18 +10,15 @@ use lance::Dataset;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::Catalog;
-use super::commit::{OUTCOME, REFRESH};
 use super::error::{EngineError, Result};
+use super::history::History;
 use super::ledger::{Ledger, Standing};
 use super::paths;
 use super::plan::Plan;
-use super::store::{Objects, is_missing};
+use super::store::Objects;
 
 /// How long an outcome object is kept.
 const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
-
-/// How many versions back a commit is searched for.
-const SEARCHED: u64 = 10_000;
 
 /// How a view was brought up to date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,59 +76,11 @@ pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Opt
             view: id.join(super::catalog::DELIMITER),
         });
     };
-    if let Search::Found(outcome) = search(&table, refresh, plan.view_version).await? {
-        return Ok(Some(outcome));
+    let history = History::read(&table, refresh, plan.view_version).await?;
+    if history.outcome.is_some() || history.complete {
+        return Ok(history.outcome);
     }
     prepared(&objects, &table, refresh).await
-}
-
-/// What a walk through a view's history gave.
-#[derive(Debug, PartialEq)]
-pub enum Search {
-    /// The commit is there.
-    Found(Outcome),
-    /// Every version since was looked at, and it is not there.
-    Absent,
-    /// Versions since were cleaned up: it may have been one of them.
-    Unknown,
-}
-
-/// Walks back from `table` to `since` (exclusive) for the commit of `refresh`.
-pub async fn search(table: &Dataset, refresh: &str, since: u64) -> Result<Search> {
-    let latest = table.version().version;
-    let mut search = Search::Absent;
-    let floor = since.max(latest.saturating_sub(SEARCHED));
-    for version in ((floor + 1)..=latest).rev() {
-        let transaction = match table.read_transaction_by_version(version).await {
-            Ok(Some(transaction)) => transaction,
-            Ok(None) => {
-                search = Search::Unknown;
-                continue;
-            }
-            Err(error) if is_missing(&error) => {
-                search = Search::Unknown;
-                continue;
-            }
-            Err(error) => return Err(super::store::storage("the view's history", error)),
-        };
-        let Some(properties) = &transaction.transaction_properties else {
-            continue;
-        };
-        if properties.get(REFRESH).map(String::as_str) != Some(refresh) {
-            continue;
-        }
-        if let Some(mut outcome) = properties
-            .get(OUTCOME)
-            .and_then(|json| serde_json::from_str::<Outcome>(json).ok())
-        {
-            outcome.view_version = version;
-            return Ok(Search::Found(outcome));
-        }
-    }
-    if floor > since {
-        search = Search::Unknown;
-    }
-    Ok(search)
 }
 
 /// Whether a ledger that `refresh` prepared stands in the view as it is now.

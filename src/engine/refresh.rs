@@ -16,8 +16,9 @@ use super::error::{EngineError, Result};
 use super::execute::{UnitError, Workbench};
 use super::fingerprint::Fingerprint;
 use super::freshness::{self, open_source, timestamp};
+use super::history::History;
 use super::ledger::{self, Claim, Ledger, Standing};
-use super::outcome::{self, Mode, Outcome, Search};
+use super::outcome::{self, Mode, Outcome};
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
 use super::view::sql::{Planned, Shape};
@@ -85,6 +86,7 @@ pub async fn refresh(
         objects,
         progress,
         staged: HashMap::new(),
+        since: None,
     };
     for n in 1..=MAX_PLANS {
         let Some(job) = run.plan(n).await? else {
@@ -163,6 +165,8 @@ struct Run<'a> {
     progress: &'a watch::Sender<Progress>,
     /// Staged claims that may be used, by what identifies them.
     staged: HashMap<Fingerprint, Claim>,
+    /// The view's version at the first plan: nothing of this refresh is older.
+    since: Option<u64>,
 }
 
 impl Run<'_> {
@@ -263,6 +267,7 @@ impl Run<'_> {
             }
             job.plan = plan;
         }
+        self.since = Some(self.since(&job));
         info!(
             source_version = job.plan.source_version,
             view_version = job.plan.view_version,
@@ -270,6 +275,10 @@ impl Run<'_> {
             "planned"
         );
         Ok(Some(job))
+    }
+
+    fn since(&self, job: &Job) -> u64 {
+        self.since.unwrap_or(u64::MAX).min(job.plan.view_version)
     }
 
     /// Judges the view as `table` shows it.
@@ -368,25 +377,22 @@ impl Run<'_> {
                 info!("the view was re-created or redefined meanwhile; planning anew");
                 return Ok(None);
             }
-            let landed = outcome::search(&table, &request.refresh, job.plan.view_version).await?;
-            if landed != Search::Absent {
-                // What we staged may be committed: it counts only where it stands.
-                self.staged.retain(|_, c| c.refresh != request.refresh);
-            }
+            let history = History::read(&table, &request.refresh, job.plan.view_version).await?;
+            // What was committed once, by whomever, counts only where it stands.
+            self.staged
+                .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim.files()));
             let judgement = self.judge(job, &table).await?;
             if judgement.is_done() {
-                let outcome = match landed {
-                    Search::Found(outcome) => outcome,
-                    Search::Absent | Search::Unknown => Outcome {
-                        mode: Mode::NoOp,
-                        source_version: job.plan.source_version,
-                        view_version: table.version().version,
-                        rows_written: 0,
-                        bytes_written: 0,
-                        units_total: judgement.kept.len() as u64,
-                        units_kept: judgement.kept.len() as u64,
-                    },
-                };
+                let units = (judgement.kept.len() + judgement.added.len()) as u64;
+                let outcome = history.outcome.unwrap_or(Outcome {
+                    mode: Mode::NoOp,
+                    source_version: job.plan.source_version,
+                    view_version: table.version().version,
+                    rows_written: 0,
+                    bytes_written: 0,
+                    units_total: units,
+                    units_kept: units,
+                });
                 return Ok(Some((outcome, table)));
             }
             if !judgement.missing.is_empty() {

@@ -1,16 +1,14 @@
 //! Which staged claims a refresh may use: its own from an earlier attempt, and
 //! those that a failed or cancelled refresh of the same view left.
 
-use std::collections::HashSet;
-
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::mem_wal::DatasetMemWalExt;
 
 use super::error::{EngineError, Result};
 use super::fingerprint::Fingerprint;
+use super::history::History;
 use super::ledger::{Claim, STAGED_FOR};
-use super::outcome::{Search, search};
 use super::paths;
 use super::plan::Plan;
 use super::store::{Objects, storage};
@@ -29,17 +27,6 @@ pub async fn usable(
     own_only: bool,
 ) -> Result<Vec<Claim>> {
     let mut found = Vec::new();
-    let prepared: Vec<String> = objects
-        .list(&paths::ledgers(objects.root()))
-        .await?
-        .into_iter()
-        .map(|l| l.name)
-        .collect();
-    let in_view: HashSet<&str> = table
-        .fragments()
-        .iter()
-        .flat_map(|f| f.files.iter().map(|file| file.path.as_str()))
-        .collect();
     let mut folders = objects.folders(&paths::plans(objects.root())).await?;
     folders.retain(|name| !own_only || name == refresh);
     // Its own first: they are surest to be there still.
@@ -51,17 +38,14 @@ pub async fn usable(
         if listed.is_empty() {
             continue;
         }
-        if prepared.iter().any(|name| name.contains(&folder)) {
-            // It went as far as a commit. Only if that certainly never landed
-            // were its files never part of a version.
-            let since = objects
-                .get::<Plan>(&paths::plan(objects.root(), &folder, 1))
-                .await?
-                .map_or(0, |plan| plan.view_version);
-            if search(table, &folder, since).await? != Search::Absent {
-                continue;
-            }
-        }
+        let Some(plan) = objects
+            .get::<Plan>(&paths::plan(objects.root(), &folder, 1))
+            .await?
+        else {
+            continue;
+        };
+        // No file of a refresh is older than its first plan.
+        let history = History::read(table, &folder, plan.view_version).await?;
         let claims: Vec<Option<Claim>> = futures::stream::iter(listed)
             .map(|l| async move { objects.get::<Claim>(&l.path).await })
             .buffer_unordered(16)
@@ -71,7 +55,7 @@ pub async fn usable(
             claims
                 .into_iter()
                 .flatten()
-                .filter(|claim| !claim.files().any(|file| in_view.contains(file))),
+                .filter(|claim| history.never_had(claim.files())),
         );
     }
     Ok(found)

@@ -1,0 +1,112 @@
+//! What was committed to a view since a plan was made, told from its
+//! transactions.
+//!
+//! It answers the two questions that matter before a commit: has this refresh
+//! committed already, and were the files that are about to be committed ever
+//! part of a version? A file that was can be cleaned up at any time once it is
+//! dropped, and adding it again could double its rows.
+
+use std::collections::HashSet;
+
+use lance::Dataset;
+use lance::dataset::transaction::Operation;
+use lance_table::format::Fragment;
+
+use super::commit::{OUTCOME, REFRESH};
+use super::error::Result;
+use super::outcome::Outcome;
+use super::store::{is_missing, storage};
+
+/// How many versions back are looked at.
+const SEARCHED: u64 = 10_000;
+
+/// What was committed to a view since some version.
+#[derive(Debug, Default)]
+pub struct History {
+    /// What the refresh did that was asked about, if it has committed.
+    pub outcome: Option<Outcome>,
+    /// Whether every version since could be read; else it may have been one of
+    /// those that were cleaned up.
+    pub complete: bool,
+    /// The data files that these commits added.
+    added: HashSet<String>,
+}
+
+impl History {
+    /// Walks back from `table` to version `since` (exclusive).
+    pub async fn read(table: &Dataset, refresh: &str, since: u64) -> Result<History> {
+        let latest = table.version().version;
+        let floor = since.max(latest.saturating_sub(SEARCHED));
+        let mut history = History {
+            complete: floor == since,
+            ..Default::default()
+        };
+        for version in ((floor + 1)..=latest).rev() {
+            let transaction = match table.read_transaction_by_version(version).await {
+                Ok(Some(transaction)) => transaction,
+                Ok(None) => {
+                    history.complete = false;
+                    continue;
+                }
+                Err(error) if is_missing(&error) => {
+                    history.complete = false;
+                    continue;
+                }
+                Err(error) => return Err(storage("the view's history", error)),
+            };
+            history.add(&transaction.operation);
+            let Some(properties) = &transaction.transaction_properties else {
+                continue;
+            };
+            if properties.get(REFRESH).map(String::as_str) == Some(refresh)
+                && history.outcome.is_none()
+                && let Some(outcome) = properties
+                    .get(OUTCOME)
+                    .and_then(|json| serde_json::from_str::<Outcome>(json).ok())
+            {
+                history.outcome = Some(Outcome {
+                    view_version: version,
+                    ..outcome
+                });
+            }
+        }
+        Ok(history)
+    }
+
+    fn add(&mut self, operation: &Operation) {
+        match operation {
+            Operation::Append { fragments }
+            | Operation::Overwrite { fragments, .. }
+            | Operation::Merge { fragments, .. } => self.add_files(fragments),
+            Operation::Update {
+                new_fragments,
+                updated_fragments,
+                ..
+            } => {
+                self.add_files(new_fragments);
+                self.add_files(updated_fragments);
+            }
+            Operation::Rewrite { groups, .. } => {
+                for group in groups {
+                    self.add_files(&group.new_fragments);
+                }
+            }
+            // The others bring in no file that an earlier one has not.
+            _ => {}
+        }
+    }
+
+    fn add_files(&mut self, fragments: &[Fragment]) {
+        self.added.extend(
+            fragments
+                .iter()
+                .flat_map(|f| f.files.iter().map(|file| file.path.clone())),
+        );
+    }
+
+    /// Whether none of `files`, written after the version that this history
+    /// starts at, was ever part of a version.
+    pub fn never_had<'a>(&self, mut files: impl Iterator<Item = &'a str>) -> bool {
+        self.complete && !files.any(|file| self.added.contains(file))
+    }
+}
