@@ -230,7 +230,7 @@ fn chrono_zero() -> chrono::Duration {
 
 async fn change_view(db: &Db, name: &str, random: &mut StdRng) -> String {
     let mut view = db.open(name).await;
-    let what = match random.random_range(0..4) {
+    let what = match random.random_range(0..5) {
         0 => {
             compact_files(&mut view, CompactionOptions::default(), None)
                 .await
@@ -238,7 +238,11 @@ async fn change_view(db: &Db, name: &str, random: &mut StdRng) -> String {
             "compacts"
         }
         1 => {
-            let column = view.schema().fields[0].name.clone();
+            let schema = arrow_schema::Schema::from(view.schema());
+            let numbers = |f: &&std::sync::Arc<arrow_schema::Field>| {
+                *f.data_type() == arrow_schema::DataType::Int64
+            };
+            let column = schema.fields().iter().find(numbers).unwrap().name();
             view.delete(&format!("{column} % 2 = 0")).await.unwrap();
             "deletes from"
         }
@@ -257,6 +261,12 @@ async fn change_view(db: &Db, name: &str, random: &mut StdRng) -> String {
             .await
             .unwrap();
             "appends to"
+        }
+        3 => {
+            view.cleanup_old_versions(chrono_zero(), Some(true), Some(false))
+                .await
+                .unwrap();
+            "cleans up"
         }
         _ => {
             let versions = view.versions().await.unwrap();
