@@ -25,6 +25,8 @@ WHERE = "damage <> 'None'"
 
 
 def create(db, file):
+    if TABLE in db.list_tables().tables:
+        sys.exit(f"{db.uri} already holds a table named {TABLE}: name an empty place, or remove that table first")
     strikes = pyarrow.csv.read_csv(file)
     years = pc.year(strikes["flight_date"])
     table = None
