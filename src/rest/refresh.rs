@@ -38,13 +38,14 @@ pub async fn refresh(
     // Shape comes first: a request that can never be right makes no calls.
     let unnamed = uuid::Uuid::now_v7().to_string();
     let mut spec = fields::spec(&unnamed, &view, &body, checksum)?;
+    let keyed = key.is_some();
     let job_id = match key {
         None => unnamed,
         Some(key) => {
             let name = idempotency::name(&api.store.salt().await?, &caller, &key);
             spec = fields::spec(&name, &view, &body, checksum)?;
             if let Some(found) = api.store.get(&name).await? {
-                api.store.adopt(&found, &spec, manifest.as_ref()).await?;
+                api.store.complete(&found, &spec, manifest.as_ref()).await?;
                 return Ok(accepted(name));
             }
             name
@@ -57,7 +58,9 @@ pub async fn refresh(
     )?;
     let catalog = api.catalog.get().await?;
     api.catalog.in_time(world::view(&catalog, &spec)).await??;
-    api.store.create(&job_id, &spec, manifest.as_ref()).await?;
+    api.store
+        .create(&job_id, &spec, manifest.as_ref(), keyed)
+        .await?;
     tracing::info!(
         job_id,
         view = view.join("$"),

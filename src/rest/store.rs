@@ -4,7 +4,9 @@
 //! with the resource as its owner: whoever dies in between leaves no Secret
 //! behind that nobody owns. The refresh that such a death leaves without its
 //! Secret was not accepted (nobody was told its name); a retry under the same
-//! idempotency key adds the Secret, else the controller ends it as Failed.
+//! idempotency key adds the Secret, else the controller ends it as Failed. A
+//! create that was not answered is looked for before it is tried again, under
+//! the same name.
 //!
 //! What it needs of RBAC, in its own namespace: create, get and delete
 //! `materializedviewrefreshes`; list `refreshclusters`; create `secrets`, and
@@ -71,65 +73,29 @@ impl Store {
         Ok(list.iter().map(ResourceExt::name_any).collect())
     }
 
-    /// Stores a refresh. One of the same name that was asked for in the same
-    /// way is as good; one that was asked for otherwise is a conflict.
+    /// Stores a refresh and the Secret with its Geneva manifest. `name` must be
+    /// this request's alone, unless it is `shared` by the requests under one
+    /// idempotency key: then a refresh that another one of them made for the
+    /// same is as good.
     pub async fn create(
         &self,
         name: &str,
         spec: &MaterializedViewRefreshSpec,
         manifest: Option<&GenevaManifest>,
+        shared: bool,
     ) -> Result<(), ApiError> {
-        let mut refresh = MaterializedViewRefresh::new(name, spec.clone());
-        let (annotation, value) = names::RESTORE_STATUS;
-        refresh
-            .annotations_mut()
-            .insert(annotation.to_string(), value.to_string());
-        let post = PostParams {
-            field_manager: Some(names::REST_MANAGER.to_string()),
-            ..Default::default()
-        };
-        for attempt in 1.. {
-            match in_time(async { Ok(self.refreshes.create(&post, &refresh).await) }).await {
-                Ok(Ok(stored)) => {
-                    let Some(manifest) = manifest else {
-                        return Ok(());
-                    };
-                    if let Err(error) = self.create_manifest(&stored, manifest).await {
-                        self.take_back(&stored).await;
-                        return Err(error);
-                    }
-                    return Ok(());
-                }
-                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
-                    match self.get(name).await? {
-                        Some(found) => return self.adopt(&found, spec, manifest).await,
-                        // Deleted in between.
-                        None if attempt < ATTEMPTS => continue,
-                        None => {
-                            return Err(ApiError::Unavailable(
-                                "the refresh is being deleted; try again".into(),
-                            ));
-                        }
-                    }
-                }
-                // The name is this request's alone: if the first attempt was
-                // stored after all, the next one meets it.
-                Ok(Err(error)) => {
-                    let error = ApiError::from(error);
-                    if attempt >= ATTEMPTS || !matches!(error, ApiError::Unavailable(_)) {
-                        return Err(error);
-                    }
-                }
-                Err(error) if attempt >= ATTEMPTS => return Err(error),
-                Err(_) => {}
-            }
-            tokio::time::sleep(Duration::from_millis(100 * u64::from(attempt))).await;
+        let refresh = self.create_refresh(name, spec).await?;
+        let done = self.complete(&refresh, spec, manifest).await;
+        // A shared one may be another request's, who was told 202: a retry
+        // adds the Secret, or the controller ends it.
+        if done.is_err() && !shared {
+            self.take_back(&refresh).await;
         }
-        Ok(())
+        done
     }
 
     /// Answers a request from the refresh that an earlier one made.
-    pub async fn adopt(
+    pub async fn complete(
         &self,
         found: &MaterializedViewRefresh,
         spec: &MaterializedViewRefreshSpec,
@@ -156,6 +122,40 @@ impl Store {
         }
     }
 
+    /// The refresh of that name, as it is stored now.
+    async fn create_refresh(
+        &self,
+        name: &str,
+        spec: &MaterializedViewRefreshSpec,
+    ) -> Result<MaterializedViewRefresh, ApiError> {
+        let mut refresh = MaterializedViewRefresh::new(name, spec.clone());
+        let (annotation, value) = names::RESTORE_STATUS;
+        refresh
+            .annotations_mut()
+            .insert(annotation.to_string(), value.to_string());
+        let post = PostParams {
+            field_manager: Some(names::REST_MANAGER.to_string()),
+            ..Default::default()
+        };
+        let mut attempt = 1;
+        loop {
+            let error = match answered(self.refreshes.create(&post, &refresh)).await {
+                Ok(Some(stored)) => return Ok(stored),
+                Ok(None) => ApiError::Unavailable("the refresh is being deleted; try again".into()),
+                Err(error @ ApiError::Unavailable(_)) => error,
+                Err(error) => return Err(error),
+            };
+            // It may have been stored for all that.
+            match self.get(name).await {
+                Ok(Some(found)) => return Ok(found),
+                _ if attempt == ATTEMPTS => return Err(error),
+                _ => {}
+            }
+            pause(attempt).await;
+            attempt += 1;
+        }
+    }
+
     async fn create_manifest(
         &self,
         owner: &MaterializedViewRefresh,
@@ -178,14 +178,17 @@ impl Store {
         self.create_secret(&secret).await.map(|_| ())
     }
 
-    /// Whether the Secret was not there before.
+    /// Whether the Secret was not there before, as far as can be told.
     async fn create_secret(&self, secret: &Secret) -> Result<bool, ApiError> {
-        let created =
-            in_time(async { Ok(self.secrets.create(&PostParams::default(), secret).await) });
-        match created.await? {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-            Err(error) => Err(error.into()),
+        let mut attempt = 1;
+        loop {
+            match answered(self.secrets.create(&PostParams::default(), secret)).await {
+                Ok(created) => return Ok(created.is_some()),
+                Err(ApiError::Unavailable(_)) if attempt < ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+            pause(attempt).await;
+            attempt += 1;
         }
     }
 
@@ -277,6 +280,19 @@ fn asks_the_same(one: &MaterializedViewRefreshSpec, other: &MaterializedViewRefr
         ..spec.clone()
     };
     fixed(one) == fixed(other)
+}
+
+/// The object that was created, or nothing if one of its name is there.
+async fn answered<T>(create: impl Future<Output = kube::Result<T>>) -> Result<Option<T>, ApiError> {
+    match in_time(async { Ok(create.await) }).await? {
+        Ok(created) => Ok(Some(created)),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn pause(attempt: u32) {
+    tokio::time::sleep(Duration::from_millis(100 * u64::from(attempt))).await;
 }
 
 async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {

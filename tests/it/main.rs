@@ -8,6 +8,7 @@ mod objects;
 mod reading;
 mod rest;
 mod rest_describe;
+mod rest_faults;
 mod rest_idempotency;
 mod rest_lifecycle;
 mod rest_rbac;
