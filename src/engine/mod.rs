@@ -56,3 +56,4 @@ pub mod store;
 pub mod unit;
 pub mod view;
 pub mod watermark;
+pub mod work;

@@ -1,12 +1,10 @@
 //! One refresh, from looking to done. See the head of [`super`] for the protocol.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use lance::Dataset;
-use lance_table::format::Fragment;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -15,15 +13,15 @@ use super::commit::{self, Attempt};
 use super::error::{EngineError, Result};
 use super::execute::{UnitError, Workbench};
 use super::fingerprint::Fingerprint;
-use super::freshness::{self, open_source, timestamp};
+use super::freshness;
 use super::history::History;
-use super::ledger::{self, Claim, Ledger, Standing};
+use super::ledger::{self, Claim, Ledger};
 use super::outcome::{self, Mode, Outcome};
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
-use super::view::sql::{Planned, Shape};
-use super::view::{self, ViewInfo};
-use super::{paths, staged, unit, watermark};
+use super::view;
+use super::work::Work;
+use super::{paths, staged, watermark};
 
 /// How often a refresh plans anew before it gives up as contended.
 const MAX_PLANS: u32 = 12;
@@ -89,16 +87,16 @@ pub async fn refresh(
         since: None,
     };
     for n in 1..=MAX_PLANS {
-        let Some(job) = run.plan(n).await? else {
+        let Some(work) = run.plan(n).await? else {
             continue;
         };
-        match run.compute(&job).await {
+        match run.compute(&work).await {
             Ok(()) => {}
             Err(UnitError::SourceGone) => {
                 if request.src_version.is_some() {
                     return Err(EngineError::SourceVersionGone {
-                        table: job.source_name(),
-                        version: job.plan.source_version,
+                        table: work.source_name(),
+                        version: work.plan.source_version,
                     });
                 }
                 info!("the source version was cleaned up meanwhile; planning anew");
@@ -106,56 +104,14 @@ pub async fn refresh(
             }
             Err(UnitError::Other(error)) => return Err(error),
         }
-        if let Some((outcome, table)) = run.commit(&job).await? {
-            return run.finish(&job, outcome, table).await;
+        if let Some((outcome, table)) = run.commit(&work).await? {
+            return run.finish(&work, outcome, table).await;
         }
     }
     Err(EngineError::ViewContended {
         view: request.view.join(super::catalog::DELIMITER),
         attempts: MAX_PLANS,
     })
-}
-
-/// What one plan works on.
-struct Job {
-    plan: Plan,
-    view: ViewInfo,
-    bench: Workbench,
-    /// The fingerprint of each piece that the view is computed from.
-    inputs: Vec<Fingerprint>,
-}
-
-impl Job {
-    fn source_name(&self) -> String {
-        self.view
-            .sources
-            .first()
-            .map(|s| s.join(super::catalog::DELIMITER))
-            .unwrap_or_default()
-    }
-
-    fn standing(&self, table: &Dataset) -> Standing {
-        Standing::new(
-            table.fragments(),
-            table.schema(),
-            self.bench.planned.computed_names(),
-        )
-    }
-
-    /// The source fragments of a unit; `None` for all of them.
-    fn fragments(&self, unit: &[usize]) -> Option<Vec<Fragment>> {
-        (self.bench.planned.shape() == Shape::RowWise).then(|| {
-            let all = self.bench.source.fragments();
-            unit.iter().filter_map(|at| all.get(*at)).cloned().collect()
-        })
-    }
-
-    fn unit_inputs(&self, unit: &[usize]) -> Vec<Fingerprint> {
-        unit.iter()
-            .filter_map(|at| self.inputs.get(*at))
-            .cloned()
-            .collect()
-    }
 }
 
 struct Run<'a> {
@@ -172,76 +128,16 @@ struct Run<'a> {
 impl Run<'_> {
     /// Fixes plan `n`, or reads what another worker fixed. `Ok(None)`: that
     /// plan cannot be carried out any more, try the next.
-    async fn plan(&mut self, n: u32) -> Result<Option<Job>> {
+    async fn plan(&mut self, n: u32) -> Result<Option<Work>> {
         let request = self.request;
-        let (view, table) = view::open(self.catalog, &request.view).await?;
-        view.require_refreshable()?;
-        view.require_incarnation(request.expected_incarnation.as_deref())?;
-        let [source_id] = view.sources.as_slice() else {
-            return Err(EngineError::Internal(
-                "a SQL view of one source was expected".to_string(),
-            ));
-        };
         let path = paths::plan(self.objects.root(), &request.refresh, n);
         let mut fixed: Option<Plan> = self.objects.get(&path).await?;
-        let wanted = fixed
-            .as_ref()
-            .map(|plan| plan.source_version)
-            .or(request.src_version);
-        let source = match open_source(self.catalog, &view, source_id, wanted).await {
-            Err(EngineError::SourceVersionGone { .. })
-                if fixed.is_some() && request.src_version.is_none() =>
-            {
-                return Ok(None);
-            }
-            other => other?,
-        };
-        if fixed
-            .as_ref()
-            .is_some_and(|plan| plan.source_timestamp != timestamp(&source))
-        {
-            // The source was re-created since.
+        let Some(mut work) = Work::open(self.catalog, request, fixed.as_ref()).await? else {
             return Ok(None);
-        }
-        staged::refuse_wal(&view, &table, "the view").await?;
-        staged::refuse_wal(&view, &source, "its source table").await?;
-        let planned = Arc::new(Planned::new(&view, &table, &source)?);
-        let reads = planned.reads(&source);
-        let pieces: Vec<Fingerprint> = source
-            .fragments()
-            .iter()
-            .map(|fragment| reads.fragment(fragment))
-            .collect();
-        let inputs = match planned.shape() {
-            Shape::RowWise => pieces,
-            Shape::Limited(_) | Shape::Grouped => {
-                vec![Fingerprint::of_all(
-                    std::iter::once(reads.definition()).chain(&pieces),
-                )]
-            }
-        };
-        let bench = Workbench {
-            view_name: view.name(),
-            source: Arc::new(source),
-            table: Arc::new(table),
-            planned,
-            refresh: request.refresh.clone(),
-            max_rows_per_fragment: request.max_rows_per_fragment,
-        };
-        let mut job = Job {
-            plan: Plan {
-                source_version: bench.source.version().version,
-                source_timestamp: timestamp(&bench.source),
-                view_version: bench.table.version().version,
-                units: Vec::new(),
-            },
-            view,
-            bench,
-            inputs,
         };
         for claim in staged::usable(
             &self.objects,
-            &job.bench.table,
+            &work.bench.table,
             &request.refresh,
             request.full,
         )
@@ -250,40 +146,37 @@ impl Run<'_> {
             self.staged.insert(claim.id(), claim);
         }
         if fixed.is_none() {
-            let now = self.judge(&job, &job.bench.table).await?;
-            job.plan.units = match job.bench.planned.shape() {
-                Shape::RowWise => unit::cut(job.bench.source.fragments(), &now.missing),
-                _ => now.missing.iter().map(|at| vec![*at]).collect(),
-            };
-            if !self.objects.create(&path, &job.plan).await? {
+            let now = self.judge(&work, &work.bench.table).await?;
+            work.plan.units = work.cut(&now.missing);
+            if !self.objects.create(&path, &work.plan).await? {
                 fixed = self.objects.get(&path).await?;
             }
         }
         if let Some(plan) = fixed {
             if (plan.source_version, plan.source_timestamp)
-                != (job.plan.source_version, job.plan.source_timestamp)
+                != (work.plan.source_version, work.plan.source_timestamp)
             {
                 return Ok(None);
             }
-            job.plan = plan;
+            work.plan = plan;
         }
-        self.since = Some(self.since(&job));
+        self.since = Some(self.since(&work));
         info!(
-            source_version = job.plan.source_version,
-            view_version = job.plan.view_version,
-            units = job.plan.units.len(),
+            source_version = work.plan.source_version,
+            view_version = work.plan.view_version,
+            units = work.plan.units.len(),
             "planned"
         );
-        Ok(Some(job))
+        Ok(Some(work))
     }
 
-    fn since(&self, job: &Job) -> u64 {
-        self.since.unwrap_or(u64::MAX).min(job.plan.view_version)
+    fn since(&self, work: &Work) -> u64 {
+        self.since.unwrap_or(u64::MAX).min(work.plan.view_version)
     }
 
     /// Judges the view as `table` shows it.
-    async fn judge(&self, job: &Job, table: &Dataset) -> Result<Judgement> {
-        let standing = job.standing(table);
+    async fn judge(&self, work: &Work, table: &Dataset) -> Result<Judgement> {
+        let standing = work.standing(table);
         let committed: Vec<Claim> = ledger::read(&self.objects, &standing)
             .await?
             .into_iter()
@@ -291,29 +184,29 @@ impl Run<'_> {
             .filter(|claim| !self.request.full || claim.refresh == self.request.refresh)
             .collect();
         let staged: Vec<Claim> = self.staged.values().cloned().collect();
-        Ok(judge(&job.inputs, &standing, &committed, &staged))
+        Ok(judge(&work.inputs, &standing, &committed, &staged))
     }
 
     /// Computes what the plan says: this worker's share, then what others left.
-    async fn compute(&mut self, job: &Job) -> std::result::Result<(), UnitError> {
+    async fn compute(&mut self, work: &Work) -> std::result::Result<(), UnitError> {
         let workers = u64::from(self.request.workers.max(1));
         let share = u64::from(self.request.index) % workers;
-        let (mine, others): (Vec<_>, Vec<_>) = job
+        let (mine, others): (Vec<_>, Vec<_>) = work
             .plan
             .units
             .iter()
             .enumerate()
             .partition(|(i, _)| *i as u64 % workers == share);
         let mut now = Progress {
-            units_total: job.plan.units.len() as u64,
+            units_total: work.plan.units.len() as u64,
             ..Default::default()
         };
         let mut todo = Vec::new();
         for (_, unit) in mine.into_iter().chain(others) {
-            let inputs = job.unit_inputs(unit);
+            let inputs = work.unit_inputs(unit);
             match self.staged.get(&Fingerprint::of_all(&inputs)) {
                 Some(claim) => count(&mut now, claim),
-                None => todo.push((job.fragments(unit), inputs)),
+                None => todo.push((work.fragments(unit), inputs)),
             }
         }
         self.progress.send_replace(now);
@@ -324,7 +217,7 @@ impl Run<'_> {
         let shared = workers > 1;
         let mut results = futures::stream::iter(todo)
             .map(|(fragments, inputs)| {
-                let bench = job.bench.clone();
+                let bench = work.bench.clone();
                 let objects = self.objects.clone();
                 async move {
                     // A task of its own, so that units use several processors.
@@ -364,29 +257,29 @@ impl Run<'_> {
 
     /// The commit loop. `Ok(None)`: the view or what is staged changed such
     /// that a new plan is needed.
-    async fn commit(&mut self, job: &Job) -> Result<Option<(Outcome, Dataset)>> {
+    async fn commit(&mut self, work: &Work) -> Result<Option<(Outcome, Dataset)>> {
         let request = self.request;
         for attempt in 1..=MAX_COMMITS {
             let (view, table) = view::open(self.catalog, &request.view).await?;
             view.require_incarnation(request.expected_incarnation.as_deref())?;
-            let same = view.raw == job.view.raw
-                && view.incarnation == job.view.incarnation
-                && view.uri == job.view.uri
-                && table.schema().fields == job.bench.table.schema().fields;
+            let same = view.raw == work.view.raw
+                && view.incarnation == work.view.incarnation
+                && view.uri == work.view.uri
+                && table.schema().fields == work.bench.table.schema().fields;
             if !same {
                 info!("the view was re-created or redefined meanwhile; planning anew");
                 return Ok(None);
             }
-            let history = History::read(&table, &request.refresh, job.plan.view_version).await?;
+            let history = History::read(&table, &request.refresh, work.plan.view_version).await?;
             // What was committed once, by whomever, counts only where it stands.
             self.staged
                 .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim.files()));
-            let judgement = self.judge(job, &table).await?;
+            let judgement = self.judge(work, &table).await?;
             if judgement.is_done() {
                 let units = (judgement.kept.len() + judgement.added.len()) as u64;
                 let outcome = history.outcome.unwrap_or(Outcome {
                     mode: Mode::NoOp,
-                    source_version: job.plan.source_version,
+                    source_version: work.plan.source_version,
                     view_version: table.version().version,
                     rows_written: 0,
                     bytes_written: 0,
@@ -402,7 +295,7 @@ impl Run<'_> {
                 );
                 return Ok(None);
             }
-            let outcome = outcome_of(job, &judgement, &table, request.full);
+            let outcome = work.outcome(&judgement, &table, request.full);
             let claims: Vec<Claim> = judgement
                 .kept
                 .iter()
@@ -446,7 +339,7 @@ impl Run<'_> {
             ]);
             match commit::attempt(&table, &judgement, properties).await? {
                 Attempt::Landed(version) => {
-                    if let Some(table) = self.verified(job, version, &judgement).await? {
+                    if let Some(table) = self.verified(work, version, &judgement).await? {
                         let outcome = Outcome {
                             view_version: version,
                             ..outcome
@@ -462,7 +355,7 @@ impl Run<'_> {
             tokio::time::sleep(pause(attempt)).await;
         }
         Err(EngineError::ViewContended {
-            view: job.view.name(),
+            view: work.view.name(),
             attempts: MAX_COMMITS,
         })
     }
@@ -470,32 +363,32 @@ impl Run<'_> {
     /// The view at `version`, freshly read, if it is what was meant.
     async fn verified(
         &self,
-        job: &Job,
+        work: &Work,
         version: u64,
         judgement: &Judgement,
     ) -> Result<Option<Dataset>> {
         let Some(table) = self
             .catalog
             .store()
-            .open(&job.view.uri, Some(version))
+            .open(&work.view.uri, Some(version))
             .await?
         else {
             return Ok(None);
         };
-        let found = view::read(&job.view.id, &job.view.uri, &table)?;
-        let right = found.raw == job.view.raw
-            && commit::verify(table.fragments(), &job.standing(&table), judgement);
+        let found = view::read(&work.view.id, &work.view.uri, &table)?;
+        let right = found.raw == work.view.raw
+            && commit::verify(table.fragments(), &work.standing(&table), judgement);
         Ok(right.then_some(table))
     }
 
     /// After the view is right: the watermark of older clients, the records,
     /// and the removal of what was only needed on the way. None of it can
     /// make the refresh fail any more, except that its outcome must be found.
-    async fn finish(&self, job: &Job, outcome: Outcome, table: Dataset) -> Result<Outcome> {
+    async fn finish(&self, work: &Work, outcome: Outcome, table: Dataset) -> Result<Outcome> {
         let mut outcome = outcome;
         let mut table = table;
-        if job.bench.planned.provenance() {
-            match watermark::stamp(self.catalog, &job.view, &table, &job.bench.source).await {
+        if work.bench.planned.provenance() {
+            match watermark::stamp(self.catalog, &work.view, &table, &work.bench.source).await {
                 Ok(Some(stamped)) => {
                     outcome.view_version = stamped.version().version;
                     table = stamped;
@@ -506,7 +399,7 @@ impl Run<'_> {
         }
         let outcome = outcome::record(&self.objects, &self.request.refresh, &outcome).await?;
         let tidied = async {
-            freshness::record(&self.objects, &job.view, &table, &job.bench.source).await?;
+            freshness::record(&self.objects, &work.view, &table, &work.bench.source).await?;
             staged::remove(&self.objects, &self.request.refresh).await?;
             ledger::prune(&self.objects).await?;
             let clock = self
@@ -548,7 +441,7 @@ impl<T> Future for AbortOnDrop<T> {
 async fn compute_unit(
     bench: &Workbench,
     objects: &Objects,
-    fragments: Option<Vec<Fragment>>,
+    fragments: Option<Vec<lance_table::format::Fragment>>,
     inputs: Vec<Fingerprint>,
     shared: bool,
 ) -> std::result::Result<Claim, UnitError> {
@@ -580,22 +473,6 @@ fn count(progress: &mut Progress, claim: &Claim) {
     progress.units_done += 1;
     progress.rows_written += claim.rows;
     progress.bytes_written += claim.bytes;
-}
-
-fn outcome_of(job: &Job, judgement: &Judgement, table: &Dataset, full: bool) -> Outcome {
-    Outcome {
-        mode: if full || judgement.kept.is_empty() {
-            Mode::Rebuild
-        } else {
-            Mode::Incremental
-        },
-        source_version: job.plan.source_version,
-        view_version: table.version().version + 1,
-        rows_written: judgement.added.iter().map(|c| c.rows).sum(),
-        bytes_written: judgement.added.iter().map(|c| c.bytes).sum(),
-        units_total: (judgement.kept.len() + judgement.added.len()) as u64,
-        units_kept: judgement.kept.len() as u64,
-    }
 }
 
 /// Longer after each attempt, and never the same for two who collide.
