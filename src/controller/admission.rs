@@ -47,7 +47,11 @@ pub async fn turn<'a>(
         return Ok((Turn::Behind("It neither runs nor waits".into()), None));
     };
     let limits = limits(&ctx.known.clusters);
-    let early = queue::turn(&me, &places(&ctx.known.refreshes), &limits);
+    let beside_me = || {
+        let known = ctx.known.refreshes.state().into_iter();
+        known.filter_map(|other| Place::beside(&other, &refresh.spec.view, &me.uri))
+    };
+    let early = queue::turn(&me, &beside_me().collect::<Vec<_>>(), &limits);
     if early != Turn::Now {
         return Ok((early, None));
     }
@@ -57,8 +61,7 @@ pub async fn turn<'a>(
     let running = ctx.refreshes.list(&running).await?;
     let mut others: Vec<Place> = running.iter().filter_map(Place::of).collect();
     others.extend(ctx.reserved().values().cloned());
-    let waiting = places(&ctx.known.refreshes).into_iter();
-    others.extend(waiting.filter(|place| !place.running));
+    others.extend(beside_me().filter(|place| !place.running));
     let turn = queue::turn(&me, &others, &limits);
     if turn != Turn::Now {
         return Ok((turn, None));
@@ -114,7 +117,8 @@ impl Waker {
     /// Notes a refresh that the cache has just taken up, or lost.
     pub fn note(&self, refresh: &MaterializedViewRefresh, gone: bool) {
         let uid = refresh.uid().unwrap_or_default();
-        let place = if gone { None } else { Place::of(refresh) };
+        // One that was not looked at yet may stand before others too.
+        let place = Place::beside(refresh, &refresh.spec.view, "").filter(|_| !gone);
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match &place {
             Some(place) => places.insert(uid, place.clone()),

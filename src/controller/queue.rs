@@ -32,10 +32,28 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place of a refresh; None if it neither runs nor waits.
+    /// The place of a refresh; None if it neither runs nor waits, or if its
+    /// view's URI is not known yet.
     pub fn of(refresh: &MaterializedViewRefresh) -> Option<Place> {
-        let status = refresh.status.as_ref()?;
-        let running = match status.phase {
+        let uri = refresh.status.as_ref()?.view_uri.clone()?;
+        Place::at(refresh, uri)
+    }
+
+    /// The place of a refresh beside another one, whose view's path and URI are
+    /// known: of the same path it is taken to be of the same URI, so that a
+    /// refresh which has just come does not lose its turn to one of a lower
+    /// priority that was looked at before it.
+    pub fn beside(refresh: &MaterializedViewRefresh, view: &[String], uri: &str) -> Option<Place> {
+        let known = refresh.status.as_ref().and_then(|s| s.view_uri.as_ref());
+        match known {
+            None if refresh.spec.view == view => Place::at(refresh, uri.to_string()),
+            _ => Place::of(refresh),
+        }
+    }
+
+    fn at(refresh: &MaterializedViewRefresh, uri: String) -> Option<Place> {
+        let phase = refresh.status.as_ref().map_or(Phase::Queued, |s| s.phase);
+        let running = match phase {
             Phase::Running => true,
             Phase::Queued => false,
             _ => return None,
@@ -51,7 +69,7 @@ impl Place {
         Some(Place {
             uid: meta.uid.clone()?,
             name: meta.name.clone()?,
-            uri: status.view_uri.clone()?,
+            uri,
             cluster: refresh.spec.cluster.clone(),
             priority: refresh.spec.priority,
             created: meta.creation_timestamp.as_ref()?.0,

@@ -4,7 +4,11 @@
 mod agreement;
 mod bounds;
 mod chart;
+mod controller;
+mod crash;
+mod e2e;
 mod objects;
+mod operator;
 mod reading;
 mod rest;
 mod rest_describe;

@@ -1,0 +1,474 @@
+//! The life of applied refreshes, on a real cluster with real Jobs.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ResourceQuota;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, PostParams};
+use relance::resources::reasons::{self, condition};
+use relance::resources::{Mode, Phase};
+use serde_json::json;
+
+use crate::operator::{Operator, PATIENCE};
+
+#[tokio::test]
+async fn an_applied_refresh_runs_to_its_end_and_reads_well() {
+    let operator = Operator::running().await;
+    let first = operator.apply("first", json!({"view": ["v"]})).await;
+    operator.kubectl(&[
+        "wait",
+        "--for=condition=Complete",
+        "mvr/first",
+        "--timeout=180s",
+    ]);
+    let status = operator.status("first").await;
+    assert_eq!(status.phase, Phase::Succeeded);
+    assert_eq!(status.mode, Some(Mode::Rebuild));
+    assert_eq!(status.observed_generation, Some(1));
+    assert_eq!(status.progress.as_ref().unwrap().rows_written, 8);
+    assert!(status.job.unwrap().uid.is_some());
+    assert_eq!(operator.ids("v").await, (2..10).collect::<Vec<_>>());
+    assert_eq!(operator.commits("v", &first).await, 1);
+
+    let described = operator.kubectl(&["describe", "mvr", "first"]);
+    for word in [
+        "Launching",
+        "JobCreated",
+        "Refreshed",
+        "The view equals its definition",
+    ] {
+        assert!(described.contains(word), "no {word} in {described}");
+    }
+    let listed = operator.kubectl(&["get", "mvr"]);
+    for column in [
+        "VIEW",
+        "PHASE",
+        "PROGRESS",
+        "MODE",
+        "ROWS",
+        "SOURCE VERSION",
+    ] {
+        assert!(listed.contains(column), "no {column} in {listed}");
+    }
+
+    // Nothing has changed: no pod is needed.
+    let jobs = operator.job_count().await;
+    operator.apply("again", json!({"view": ["v"]})).await;
+    let status = operator.succeeded("again").await;
+    assert_eq!(status.mode, Some(Mode::NoOp));
+    assert_eq!(operator.job_count().await, jobs);
+
+    operator.append("src", 10..12).await;
+    operator.apply("more", json!({"view": ["v"]})).await;
+    let status = operator.succeeded("more").await;
+    assert_eq!(status.mode, Some(Mode::Incremental));
+    assert_eq!(operator.ids("v").await, (2..12).collect::<Vec<_>>());
+
+    operator
+        .apply("full", json!({"view": ["v"], "full": true}))
+        .await;
+    assert_eq!(operator.succeeded("full").await.mode, Some(Mode::Rebuild));
+    assert_eq!(operator.ids("v").await, (2..12).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_the_world_rules_out_ends_failed_with_the_sentence_that_rest_says() {
+    let operator = Operator::running().await;
+    let http = reqwest::Client::new();
+    for (name, view, spec, reason) in [
+        ("no-view", "none", json!({}), "ViewNotFound"),
+        ("no-mv", "src", json!({}), "NotAMaterializedView"),
+        (
+            "no-cluster",
+            "v",
+            json!({"cluster": "none"}),
+            reasons::CLUSTER_NOT_FOUND,
+        ),
+        (
+            "no-chunker",
+            "v",
+            json!({"output_limit": 5}),
+            "InvalidInput",
+        ),
+    ] {
+        let url = format!("{}/v1/materialized_view/{view}/refresh", operator.url);
+        let body = spec.to_string();
+        let answer = http.post(url).body(body).send().await.unwrap();
+        assert!(answer.status().is_client_error(), "{name}: {answer:?}");
+        let answer: serde_json::Value =
+            serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let mut spec = spec;
+        spec["view"] = json!([view]);
+        if let Some(limit) = spec.as_object_mut().unwrap().remove("output_limit") {
+            spec["outputLimit"] = limit;
+        }
+        operator.apply(name, spec).await;
+        let status = operator.settled(name).await;
+        assert_eq!(status.phase, Phase::Failed, "{name}");
+        assert_eq!(
+            status.message.as_deref(),
+            answer["error"].as_str(),
+            "{name}"
+        );
+        let failed = status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == condition::FAILED);
+        assert_eq!(failed.unwrap().reason, reason, "{name}");
+    }
+    assert_eq!(operator.job_count().await, 0);
+}
+
+#[tokio::test]
+async fn refreshes_of_one_view_run_one_at_a_time_by_priority_then_age_then_name() {
+    let mut operator = Operator::prepared().await;
+    operator.append("src", 0..10).await;
+    operator.view("v", "SELECT id FROM src").await;
+    for (name, priority) in [("low", 0), ("high", 9), ("middle", 5)] {
+        let spec = json!({"view": ["v"], "full": true, "priority": priority});
+        operator.apply(name, spec).await;
+    }
+    operator.start().await;
+    let start = Instant::now();
+    let mut ended = Vec::new();
+    let mut queued = String::new();
+    while ended.len() < 3 {
+        assert!(start.elapsed() < 3 * PATIENCE, "{ended:?} ended");
+        let all = operator
+            .space
+            .refreshes
+            .list(&Default::default())
+            .await
+            .unwrap();
+        let phase = |phase: Phase| {
+            let all = all
+                .iter()
+                .filter(move |r| r.status.as_ref().is_some_and(|s| s.phase == phase));
+            all.map(|r| r.name_any()).collect::<Vec<_>>()
+        };
+        assert!(
+            phase(Phase::Running).len() <= 1,
+            "{:?}",
+            phase(Phase::Running)
+        );
+        for name in phase(Phase::Succeeded) {
+            if !ended.contains(&name) {
+                ended.push(name);
+            }
+        }
+        assert!(phase(Phase::Failed).is_empty(), "{all:?}");
+        let low = all.iter().find(|r| r.name_any() == "low").unwrap();
+        let message = low.status.as_ref().and_then(|s| s.message.clone());
+        if let Some(message) = message
+            && message.contains("queue")
+        {
+            queued = message;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(ended, ["high", "middle", "low"]);
+    assert!(
+        queued.contains("in the queue of its view, behind refresh"),
+        "{queued}"
+    );
+}
+
+#[tokio::test]
+async fn a_cluster_runs_no_more_than_it_allows() {
+    let mut operator = Operator::prepared().await;
+    operator
+        .cluster("default", json!({"maxActiveRefreshes": 1}))
+        .await;
+    operator.append("src", 0..10).await;
+    for view in ["a", "b"] {
+        operator.view(view, "SELECT id FROM src").await;
+        operator.apply(view, json!({"view": [view]})).await;
+    }
+    operator.start().await;
+    let waiting = |message: &Option<String>| {
+        message
+            .as_ref()
+            .is_some_and(|m| m.contains("maxActiveRefreshes"))
+    };
+    let start = Instant::now();
+    let mut waited = false;
+    loop {
+        let (a, b) = (operator.status("a").await, operator.status("b").await);
+        waited |= waiting(&a.message) || waiting(&b.message);
+        if a.phase == Phase::Succeeded && b.phase == Phase::Succeeded {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "{a:?} {b:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(waited, "nobody waited for the cluster");
+}
+
+#[tokio::test]
+async fn a_refresh_whose_image_is_not_there_says_so_and_can_be_held_mended_and_cancelled() {
+    let operator = Operator::running().await;
+    operator
+        .cluster("default", json!({"image": "localhost/not-there:1"}))
+        .await;
+    operator.apply("held", json!({"view": ["v"]})).await;
+    let stuck = |name: &'static str| {
+        let operator = &operator;
+        async move {
+            let stuck = operator.until(name, "stuck", |status| {
+                status
+                    .message
+                    .as_ref()
+                    .is_some_and(|m| m.contains("ErrImageNeverPull"))
+            });
+            stuck.await
+        }
+    };
+    stuck("held").await;
+    operator.apply("ended", json!({"view": ["v"]})).await;
+
+    // Held: the Job goes, and the next one's turn comes.
+    operator.patch("held", json!({"suspend": true})).await;
+    operator
+        .until("held", "suspended", |s| s.phase == Phase::Suspended)
+        .await;
+    operator.kubectl(&[
+        "wait",
+        "--for=condition=Suspended",
+        "mvr/held",
+        "--timeout=10s",
+    ]);
+    stuck("ended").await;
+
+    operator.patch("ended", json!({"cancel": true})).await;
+    let status = operator.settled("ended").await;
+    assert_eq!(status.phase, Phase::Cancelled);
+    assert_eq!(
+        operator.job_count().await,
+        0,
+        "cancelled with its Job still there"
+    );
+
+    // Mended and taken up again.
+    operator.cluster("default", json!({})).await;
+    operator.patch("held", json!({"suspend": false})).await;
+    operator.succeeded("held").await;
+    assert_eq!(operator.ids("v").await.len(), 8);
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_is_the_message_and_the_refresh_goes_on_when_it_is_lifted() {
+    let operator = Operator::running().await;
+    let quotas: Api<ResourceQuota> =
+        Api::namespaced(operator.space.client.clone(), &operator.space.namespace);
+    let quota = serde_json::from_value(json!({
+        "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}},
+    }));
+    quotas
+        .create(&PostParams::default(), &quota.unwrap())
+        .await
+        .unwrap();
+    // A quota counts once its controller has seen it.
+    let start = Instant::now();
+    while quotas
+        .get("none")
+        .await
+        .unwrap()
+        .status
+        .and_then(|s| s.hard)
+        .is_none()
+    {
+        assert!(start.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    operator.apply("r", json!({"view": ["v"]})).await;
+    operator
+        .until("r", "held up by the quota", |status| {
+            status
+                .message
+                .as_ref()
+                .is_some_and(|m| m.contains("exceeded quota"))
+        })
+        .await;
+    quotas
+        .delete("none", &DeleteParams::default())
+        .await
+        .unwrap();
+    operator.succeeded("r").await;
+}
+
+#[tokio::test]
+async fn a_template_that_makes_no_pod_fails_the_refresh_and_shows_on_the_cluster() {
+    let operator = Operator::running().await;
+    let template = json!({"spec": {"containers": [{"name": "worker", "resources": {"limits": {"memory": "much"}}}]}});
+    operator
+        .cluster("wrong", json!({"template": template}))
+        .await;
+    operator.kubectl(&[
+        "wait",
+        "--for=condition=Ready=false",
+        "refreshcluster/wrong",
+        "--timeout=30s",
+    ]);
+    let reason = "jsonpath={.status.conditions[0].reason}";
+    let shown = operator.kubectl(&["get", "refreshcluster", "wrong", "-o", reason]);
+    assert_eq!(shown, reasons::INVALID_TEMPLATE);
+    operator
+        .apply("r", json!({"view": ["v"], "cluster": "wrong"}))
+        .await;
+    let status = operator.settled("r").await;
+    assert_eq!(status.phase, Phase::Failed);
+    assert_eq!(status.conditions[0].reason, reasons::JOB_REJECTED);
+    // And holds nothing: the next one goes.
+    operator.apply("next", json!({"view": ["v"]})).await;
+    operator.succeeded("next").await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_deleted_under_a_running_refresh_is_made_again_and_commits_once() {
+    let operator = Operator::running().await;
+    // With no image the Job is sure to be there when it is deleted.
+    operator
+        .cluster("default", json!({"image": "localhost/not-there:1"}))
+        .await;
+    let refresh = operator.apply("r", json!({"view": ["v"]})).await;
+    let running = operator.until("r", "launched", |s| {
+        s.job.as_ref().is_some_and(|j| j.uid.is_some())
+    });
+    let job = running.await.job.unwrap();
+    operator.cluster("default", json!({})).await;
+    operator
+        .jobs
+        .delete(&job.name, &DeleteParams::background())
+        .await
+        .unwrap();
+    let status = operator.succeeded("r").await;
+    let again = status.job.unwrap();
+    assert_eq!(again.name, job.name);
+    assert_ne!(again.uid, job.uid);
+    assert_eq!(operator.commits("v", &refresh).await, 1);
+}
+
+#[tokio::test]
+async fn a_finished_refresh_whose_job_is_gone_does_not_run_again_after_a_restart() {
+    let mut operator = Operator::running().await;
+    let refresh = operator
+        .apply("r", json!({"view": ["v"], "full": true}))
+        .await;
+    operator.succeeded("r").await;
+    operator.kill();
+    operator
+        .jobs
+        .delete_collection(&DeleteParams::background(), &Default::default())
+        .await
+        .unwrap();
+    operator.start().await;
+    // Another refresh that runs shows that the operator has been through its list.
+    operator
+        .apply("s", json!({"view": ["v"], "full": true}))
+        .await;
+    operator.succeeded("s").await;
+    assert_eq!(operator.job_count().await, 1);
+    assert_eq!(operator.commits("v", &refresh).await, 1);
+    assert_eq!(operator.status("r").await.phase, Phase::Succeeded);
+}
+
+#[tokio::test]
+async fn a_job_that_vanished_after_its_commit_while_nobody_watched_is_a_success() {
+    let mut operator = Operator::running().await;
+    let refresh = operator.apply("r", json!({"view": ["v"]})).await;
+    let running = operator.until("r", "launched", |s| {
+        s.job.as_ref().is_some_and(|j| j.uid.is_some())
+    });
+    let job = running.await.job.unwrap();
+    operator.kill();
+    let start = Instant::now();
+    while operator.commits("v", &refresh).await == 0 {
+        assert!(start.elapsed() < PATIENCE, "the Job does not commit");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    operator
+        .jobs
+        .delete(&job.name, &DeleteParams::background())
+        .await
+        .unwrap();
+    operator.start().await;
+    let status = operator.succeeded("r").await;
+    assert_eq!(status.job.unwrap().uid, job.uid, "it was launched again");
+    assert_eq!(operator.commits("v", &refresh).await, 1);
+}
+
+#[tokio::test]
+async fn a_finished_refresh_goes_when_its_time_to_live_is_over_and_takes_its_job_along() {
+    let operator = Operator::running().await;
+    operator.apply("r", json!({"view": ["v"]})).await;
+    operator.succeeded("r").await;
+    assert_eq!(operator.job_count().await, 1);
+    operator
+        .patch("r", json!({"ttlSecondsAfterFinished": 1}))
+        .await;
+    let start = Instant::now();
+    while operator
+        .space
+        .refreshes
+        .get_opt("r")
+        .await
+        .unwrap()
+        .is_some()
+        || operator.job_count().await > 0
+    {
+        assert!(start.elapsed() < PATIENCE, "it is still there");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_can_never_succeed_fails_the_refresh_with_its_own_words() {
+    let mut operator = Operator::prepared().await;
+    operator.append("src", 0..10).await;
+    operator.view("v", "SELECT id FROM src").await;
+    // The workers' catalog is another place, where there is no such view.
+    let elsewhere = json!({"spec": {
+        "containers": [{"name": "worker", "imagePullPolicy": "Never",
+            "volumeMounts": [{"name": "empty", "mountPath": operator.tables}]}],
+        "volumes": [{"name": "empty", "emptyDir": {}}],
+    }});
+    operator
+        .cluster("default", json!({"template": elsewhere}))
+        .await;
+    operator.start().await;
+    operator.apply("r", json!({"view": ["v"]})).await;
+    let status = operator.settled("r").await;
+    assert_eq!(status.phase, Phase::Failed);
+    assert_eq!(status.conditions[0].reason, "ViewNotFound");
+    let pods = operator.kubectl(&["get", "pods", "--no-headers"]);
+    assert_eq!(pods.lines().count(), 1, "it was tried again: {pods}");
+}
+
+#[tokio::test]
+async fn a_cluster_counts_what_runs_and_what_waits() {
+    let operator = Operator::running().await;
+    operator
+        .cluster("default", json!({"image": "localhost/not-there:1"}))
+        .await;
+    for name in ["a", "b", "c"] {
+        operator.apply(name, json!({"view": ["v"]})).await;
+    }
+    let start = Instant::now();
+    loop {
+        let cluster = operator.space.clusters.get("default").await.unwrap();
+        let status = cluster.status.unwrap_or_default();
+        let conditions: BTreeMap<_, _> = status
+            .conditions
+            .iter()
+            .map(|c| (&c.type_, &c.status))
+            .collect();
+        if (status.active, status.queued) == (1, 2) {
+            assert_eq!(conditions[&condition::READY.to_string()], "True");
+            assert!(status.server_version.is_some());
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{status:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

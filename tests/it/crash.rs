@@ -1,0 +1,95 @@
+//! The operator dies again and again while refreshes run.
+
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use relance::resources::Phase;
+use serde_json::json;
+
+use crate::operator::{Operator, PATIENCE};
+
+const VIEWS: usize = 5;
+const REFRESHES: usize = 50;
+const DEATHS: usize = 20;
+
+#[tokio::test]
+async fn the_operator_is_killed_twenty_times_during_fifty_refreshes_and_each_commits_once() {
+    let seed: u64 = rand::rng().random();
+    println!("seed {seed}");
+    let mut dice = StdRng::seed_from_u64(seed);
+    let mut operator = Operator::prepared().await;
+    operator.append("src", 0..100).await;
+    for view in 0..VIEWS {
+        let sql = format!("SELECT id FROM src WHERE id >= {view}");
+        operator.view(&format!("v{view}"), &sql).await;
+    }
+    operator.spawn();
+    let mut refreshes = Vec::new();
+    for at in 0..REFRESHES {
+        let view = format!("v{}", at % VIEWS);
+        // Each has something to commit.
+        let spec = json!({"view": [view], "full": true});
+        let refresh = operator.apply(&format!("r{at}"), spec).await;
+        refreshes.push((view, refresh));
+    }
+
+    let start = Instant::now();
+    let mut deaths = 0;
+    loop {
+        let all = operator
+            .space
+            .refreshes
+            .list(&Default::default())
+            .await
+            .unwrap();
+        let phases = all
+            .iter()
+            .map(|r| r.status.clone().unwrap_or_default().phase);
+        let ended = phases.filter(|phase| phase.is_terminal()).count();
+        if ended == REFRESHES {
+            break;
+        }
+        assert!(
+            start.elapsed() < 6 * PATIENCE,
+            "{ended} of {REFRESHES} ended"
+        );
+        // Deaths are spread over the whole run, at random moments of it.
+        if deaths < DEATHS && ended * DEATHS >= deaths * (REFRESHES - 5) {
+            let lived = dice.random_range(200..2_500);
+            tokio::time::sleep(Duration::from_millis(lived)).await;
+            operator.kill();
+            deaths += 1;
+            operator.spawn();
+        } else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    assert_eq!(deaths, DEATHS, "seed {seed}");
+
+    for (view, refresh) in &refreshes {
+        let name = refresh.metadata.name.as_ref().unwrap();
+        let status = operator.status(name).await;
+        assert_eq!(
+            status.phase,
+            Phase::Succeeded,
+            "seed {seed}: {name}: {status:?}"
+        );
+        let commits = operator.commits(view, refresh).await;
+        assert_eq!(commits, 1, "seed {seed}: {name} committed {commits} times");
+    }
+    for view in 0..VIEWS {
+        let expected: Vec<i64> = (view as i64..100).collect();
+        assert_eq!(
+            operator.ids(&format!("v{view}")).await,
+            expected,
+            "seed {seed}"
+        );
+    }
+    let jobs = operator.jobs.list(&Default::default()).await.unwrap();
+    assert_eq!(jobs.items.len(), REFRESHES, "one Job a refresh");
+    println!(
+        "{REFRESHES} refreshes, {deaths} deaths, {:?}",
+        start.elapsed()
+    );
+}
