@@ -209,8 +209,9 @@ async fn answer(refreshes: Api<MaterializedViewRefresh>) {
         if refresh.status.is_some_and(|s| s.phase == Phase::Queued) {
             let name = refresh.metadata.name.expect("a name");
             let status = Patch::Merge(json!({"status": {"phase": "Succeeded"}}));
-            let written = refreshes.patch_status(&name, &PatchParams::default(), &status);
-            written.await.expect("written");
+            let params = PatchParams::default();
+            let written = refreshes.patch_status(&name, &params, &status).await;
+            written.expect("written");
         }
     }
 }
