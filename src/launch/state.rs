@@ -42,7 +42,10 @@ pub fn of<'a>(job: &Job, pods: impl IntoIterator<Item = &'a Pod>) -> JobState {
     JobState {
         deleting: job.metadata.deletion_timestamp.is_some(),
         end: end(job, &pods),
-        stuck: pods.iter().find_map(|pod| why_stuck(pod)),
+        stuck: pods
+            .iter()
+            .find_map(|pod| why_stuck(pod))
+            .or_else(|| why_again(&pods)),
         uid,
     }
 }
@@ -163,6 +166,15 @@ fn why_stuck(pod: &Pod) -> Option<String> {
             container.name
         ))
     })
+}
+
+/// What the worker before this one failed of, until this one runs.
+fn why_again(pods: &[&Pod]) -> Option<String> {
+    if pods.iter().any(|pod| works(pod)) {
+        return None;
+    }
+    let (_, message) = last_word(pods)?;
+    Some(format!("A worker failed and is replaced: {message}"))
 }
 
 fn worker(pod: &Pod) -> Option<&ContainerStatus> {
@@ -286,6 +298,18 @@ mod tests {
     fn a_failed_pod_is_not_the_jobs_end() {
         let state = of(&job(json!([])), [&ended(70, failed("Internal"), 1)]);
         assert_eq!(state.end, None);
+    }
+
+    #[test]
+    fn what_a_worker_failed_of_is_said_until_the_next_one_runs() {
+        let first = ended(69, failed("Unavailable"), 1);
+        let stuck = of(&job(json!([])), [&first]).stuck.unwrap();
+        assert!(stuck.ends_with("replaced: why"), "{stuck}");
+        let next = pod(json!({"containerStatuses": [{
+            "name": "worker", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+            "state": {"running": {}},
+        }]}));
+        assert_eq!(of(&job(json!([])), [&first, &next]).stuck, None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub enum Phase {
     /// Accepted, and waiting for its turn or for its Job.
     #[default]
     Queued,
-    /// Its Job exists.
+    /// Its turn has come: its Job is being created, or runs.
     Running,
     /// Held by `spec.suspend`.
     Suspended,
