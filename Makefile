@@ -31,6 +31,10 @@ build: packages ## The binary and the tests, by the one profile that all use
 test: lint ## Everything that CI runs: lint, and all tests against a real cluster of their own
 	@NAME=$(TEST_NAME) tests/run
 
+.PHONY: bench
+bench: packages ## What a refresh costs beside what Kubernetes itself costs
+	@NAME=$(TEST_NAME) tests/run --bench refresh
+
 .PHONY: cluster
 cluster: ## Bring up a real Kubernetes on this machine (NAME=relance)
 	@$(CLUSTER_SH) up --name $(NAME)

@@ -132,16 +132,30 @@ sandbox() {
     touch "/proc/$PID/root/run/whole"
 }
 
-# kubelets delete pods that they find under their root and do not know: each cluster has a root.
+# kubelets delete pods that they find under their root and do not know: each cluster has a root, in each of
+# version 1's hierarchies or in the one of version 2.
 make_cgroups() {
-    local controller dir file
-    for controller in /sys/fs/cgroup/*/; do
-        dir=$controller$LINK
-        mkdir -p "$dir" 2>/dev/null || continue
+    local top controller file
+    for top in $(cgroup_tops); do
+        if [ -e "$top/cgroup.controllers" ]; then
+            # One at a time: what this machine has not got the kubelet may not need.
+            for controller in $(cat "$top/cgroup.controllers"); do
+                echo "+$controller" >"$top/cgroup.subtree_control" 2>/dev/null || true
+            done
+        fi
+        mkdir -p "$top/$LINK" 2>/dev/null || continue
         for file in cpuset.cpus cpuset.mems; do
-            [ ! -e "$controller$file" ] || cat "$controller$file" >"$dir/$file"
+            [ ! -e "$top/$file" ] || cat "$top/$file" >"$top/$LINK/$file"
         done
     done
+}
+
+cgroup_tops() {
+    if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+        echo /sys/fs/cgroup
+    else
+        printf '%s\n' /sys/fs/cgroup/*
+    fi
 }
 
 sandbox_leftovers() {
@@ -151,6 +165,10 @@ sandbox_leftovers() {
 }
 
 remove_cgroups() {
-    find /sys/fs/cgroup/*/"$LINK" -depth -type d -exec rmdir {} \; 2>/dev/null
-    ! compgen -G "/sys/fs/cgroup/*/$LINK" >/dev/null
+    local top left=0
+    for top in $(cgroup_tops); do
+        find "$top/$LINK" -depth -type d -exec rmdir {} \; 2>/dev/null
+        [ ! -d "$top/$LINK" ] || left=1
+    done
+    return $left
 }
