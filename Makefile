@@ -52,7 +52,7 @@ manifests: ## Render deploy/relance.yaml from the chart, and copy the CRDs into 
 	@deploy/render
 
 .PHONY: demo
-demo: packages ## The whole path once, on a cluster of its own; CLUSTER=current IMAGE=… CATALOG=… on yours
+demo: ## The whole path once, on a cluster of its own; CLUSTER=current IMAGE=… CATALOG=… on yours
 	@CLUSTER=$(CLUSTER) NAME=relance-demo demo/run
 
 .PHONY: demo-down
