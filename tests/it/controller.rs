@@ -472,3 +472,53 @@ async fn a_cluster_counts_what_runs_and_what_waits() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test]
+async fn many_workers_bring_a_view_to_its_end_with_one_commit() {
+    let operator = Operator::prepared().await;
+    for fragment in 0..6 {
+        operator
+            .append("src", 10 * fragment..10 * (fragment + 1))
+            .await;
+    }
+    operator.view("v", "SELECT id FROM src WHERE id >= 5").await;
+    let mut operator = operator;
+    operator.start().await;
+    let spec = json!({"view": ["v"], "concurrency": 3});
+    let refresh = operator.apply("r", spec).await;
+    operator.succeeded("r").await;
+    assert_eq!(operator.ids("v").await, (5..60).collect::<Vec<_>>());
+    assert_eq!(operator.commits("v", &refresh).await, 1);
+    let parallelism = "jsonpath={.items[0].spec.parallelism}";
+    assert_eq!(operator.kubectl(&["get", "jobs", "-o", parallelism]), "3");
+}
+
+#[tokio::test]
+async fn a_refresh_that_is_deleted_while_it_runs_takes_its_job_along_and_lets_the_next_one_go() {
+    let operator = Operator::running().await;
+    operator
+        .cluster("default", json!({"image": "localhost/not-there:1"}))
+        .await;
+    operator.apply("gone", json!({"view": ["v"]})).await;
+    operator
+        .until("gone", "launched", |s| {
+            s.phase == Phase::Running && s.job.as_ref().is_some_and(|j| j.uid.is_some())
+        })
+        .await;
+    operator.apply("next", json!({"view": ["v"]})).await;
+    operator
+        .until("next", "queued", |s| {
+            s.message
+                .as_ref()
+                .is_some_and(|m| m.contains("behind refresh gone"))
+        })
+        .await;
+    operator.cluster("default", json!({})).await;
+    operator.kubectl(&["delete", "mvr", "gone", "--timeout=10s"]);
+    operator.succeeded("next").await;
+    let start = Instant::now();
+    while operator.job_count().await > 1 {
+        assert!(start.elapsed() < PATIENCE, "its Job is still there");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

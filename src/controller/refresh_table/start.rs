@@ -1,0 +1,118 @@
+//! A refresh that waits for its turn.
+
+use super::*;
+
+#[test]
+fn a_new_refresh_is_looked_at_before_anything_is_said() {
+    assert_eq!(decide(&seen(None)), Action::Look(Look::World));
+}
+
+#[test]
+fn a_new_refresh_that_the_world_rules_out_fails_with_the_worlds_sentence() {
+    let mut seen = seen(None);
+    seen.world = Some(World::Refused {
+        reason: "ViewNotFound".into(),
+        message: "the catalog has no table 'v'".into(),
+    });
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Failed);
+    assert_eq!(
+        status.message.as_deref(),
+        Some("the catalog has no table 'v'")
+    );
+    assert_eq!(status.conditions[0].type_, condition::FAILED);
+    assert_eq!(status.conditions[0].reason, "ViewNotFound");
+}
+
+#[test]
+fn a_catalog_that_does_not_answer_leaves_the_refresh_queued_and_says_so() {
+    let mut seen = seen(None);
+    seen.world = Some(World::Unavailable("the catalog cannot be reached".into()));
+    let (status, step) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Queued);
+    assert_eq!(
+        status.message.as_deref(),
+        Some("the catalog cannot be reached")
+    );
+    assert_eq!(step, None);
+    seen.refresh.status = Some(status);
+    assert_eq!(decide(&seen), Action::Wait(Pause::BackOff));
+}
+
+#[test]
+fn a_current_view_needs_no_job() {
+    let mut seen = seen(None);
+    seen.world = ready(Some((7, 3)));
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Succeeded);
+    assert_eq!(status.mode, Some(crate::resources::Mode::NoOp));
+    assert_eq!(
+        (status.source_version, status.view_version),
+        (Some(7), Some(3))
+    );
+    assert_eq!(status.conditions[0].reason, reasons::UP_TO_DATE);
+    assert_eq!(status.job, None);
+}
+
+#[test]
+fn a_full_refresh_of_a_current_view_runs_all_the_same() {
+    let mut seen = seen(None);
+    seen.refresh.spec.full = true;
+    seen.world = ready(Some((7, 3)));
+    assert_eq!(decide(&seen), Action::Look(Look::Turn));
+}
+
+#[test]
+fn a_stale_view_waits_for_its_turn_and_says_behind_what() {
+    let mut seen = seen(None);
+    seen.world = ready(None);
+    assert_eq!(decide(&seen), Action::Look(Look::Turn));
+    seen.turn = Some(Turn::Behind("Number 1".into()));
+    let (status, step) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Queued);
+    assert_eq!(status.view_uri.as_deref(), Some("mem://v"));
+    assert_eq!(step.unwrap().reason, reasons::QUEUED);
+    seen.refresh.status = Some(status);
+    assert!(matches!(decide(&seen), Action::Wait(_)));
+}
+
+#[test]
+fn a_new_place_in_the_queue_is_no_event() {
+    let mut seen = seen(Some(Phase::Queued));
+    seen.turn = Some(Turn::Behind("Number 1".into()));
+    let (status, step) = written(decide(&seen));
+    assert_eq!(status.message.as_deref(), Some("Number 1"));
+    assert_eq!(step, None);
+}
+
+#[test]
+fn the_one_whose_turn_has_come_looks_at_the_world_again() {
+    let mut seen = seen(Some(Phase::Queued));
+    assert_eq!(decide(&seen), Action::Look(Look::Turn));
+    seen.turn = Some(Turn::Now);
+    assert_eq!(decide(&seen), Action::Look(Look::World));
+    // What ran before it brought the view to where this one would.
+    seen.world = ready(Some((7, 3)));
+    assert_eq!(
+        ends(decide(&seen)),
+        (Phase::Succeeded, reasons::UP_TO_DATE.into())
+    );
+}
+
+#[test]
+fn the_intent_is_written_before_the_job_is_created() {
+    let mut seen = seen(None);
+    seen.world = ready(None);
+    seen.turn = Some(Turn::Now);
+    let (status, step) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Running);
+    let job = status.job.clone().unwrap();
+    assert_eq!((job.name.as_str(), job.uid), ("r-01234567", None));
+    assert!(status.start_time.is_some());
+    assert_eq!(step.unwrap().reason, reasons::LAUNCHING);
+    seen.refresh.status = Some(status);
+    // And the view's history is asked before the Job is created.
+    assert_eq!(decide(&seen), Action::Look(Look::Outcome));
+    seen.outcome = Some(OutcomeSeen::NotFound);
+    assert_eq!(decide(&seen), Action::CreateJob);
+}

@@ -1,0 +1,168 @@
+//! A refresh that is stopped, or over.
+
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn cancel_before_anything_else_ends_at_once() {
+    let mut seen = seen(None);
+    seen.refresh.spec.cancel = true;
+    assert_eq!(
+        ends(decide(&seen)),
+        (Phase::Cancelled, reasons::CANCELLED.into())
+    );
+}
+
+#[test]
+fn cancel_of_a_running_refresh_deletes_its_job_waits_until_it_is_gone_and_asks_the_history() {
+    let mut seen = started(Some(UID), 5);
+    seen.refresh.spec.cancel = true;
+    seen.job = job(None);
+    assert_eq!(decide(&seen), Action::DeleteJob { uid: UID.into() });
+    seen.job = Some(JobSeen::Ours(JobState {
+        uid: UID.into(),
+        deleting: true,
+        ..JobState::default()
+    }));
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Running, "its pods may still run");
+    seen.refresh.status = Some(status);
+    assert!(matches!(decide(&seen), Action::Wait(_)));
+    seen.job = Some(JobSeen::Absent);
+    assert_eq!(decide(&seen), Action::Look(Look::Outcome));
+    seen.outcome = Some(OutcomeSeen::NotFound);
+    assert_eq!(
+        ends(decide(&seen)),
+        (Phase::Cancelled, reasons::CANCELLED.into())
+    );
+    seen.outcome = Some(OutcomeSeen::Found(outcome()));
+    assert_eq!(
+        ends(decide(&seen)).0,
+        Phase::Succeeded,
+        "the commit had landed"
+    );
+}
+
+#[test]
+fn cancel_after_the_intent_looks_whether_the_job_exists() {
+    let mut seen = started(None, 5);
+    seen.refresh.spec.cancel = true;
+    assert_eq!(decide(&seen), Action::Look(Look::Job));
+}
+
+#[test]
+fn suspend_before_the_start_holds_it_and_is_no_loop() {
+    let mut seen = seen(None);
+    seen.refresh.spec.suspend = true;
+    let (status, step) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Suspended);
+    assert_eq!(status.conditions[0].type_, condition::SUSPENDED);
+    assert_eq!(step.unwrap().reason, reasons::SUSPENDED_BY_SPEC);
+    seen.refresh.status = Some(status);
+    assert_eq!(decide(&seen), Action::Wait(Pause::ForChange));
+}
+
+#[test]
+fn suspend_of_a_running_refresh_deletes_its_job_and_starts_its_clock_anew() {
+    let mut seen = started(Some(UID), 5);
+    seen.refresh.spec.suspend = true;
+    seen.job = job(None);
+    assert_eq!(decide(&seen), Action::DeleteJob { uid: UID.into() });
+    seen.job = Some(JobSeen::Absent);
+    seen.outcome = Some(OutcomeSeen::NotFound);
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Suspended);
+    assert_eq!(status.start_time, None);
+}
+
+#[test]
+fn a_suspended_refresh_whose_commit_landed_after_all_succeeded() {
+    let mut seen = started(None, 5);
+    seen.refresh.spec.suspend = true;
+    let status = seen.refresh.status.as_mut().unwrap();
+    status.phase = Phase::Suspended;
+    status.start_time = None;
+    assert_eq!(decide(&seen), Action::Look(Look::Outcome));
+    seen.outcome = Some(OutcomeSeen::Found(outcome()));
+    assert_eq!(ends(decide(&seen)).0, Phase::Succeeded);
+}
+
+#[test]
+fn a_resumed_refresh_queues_again() {
+    let mut seen = seen(Some(Phase::Suspended));
+    let (status, step) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Queued);
+    assert_eq!(step.unwrap().reason, reasons::RESUMED);
+    seen.refresh.status = Some(status);
+    assert_eq!(decide(&seen), Action::Look(Look::Turn));
+}
+
+#[test]
+fn cancel_goes_before_suspend() {
+    let mut seen = seen(Some(Phase::Suspended));
+    seen.refresh.spec.suspend = true;
+    seen.refresh.spec.cancel = true;
+    assert_eq!(ends(decide(&seen)).0, Phase::Cancelled);
+}
+
+#[test]
+fn a_terminal_phase_is_final_whatever_is_seen() {
+    for phase in [Phase::Succeeded, Phase::Failed, Phase::Cancelled] {
+        let mut seen = seen(Some(phase));
+        seen.refresh.spec.suspend = true;
+        seen.refresh.spec.cancel = true;
+        seen.outcome = Some(OutcomeSeen::Found(outcome()));
+        seen.world = ready(None);
+        seen.turn = Some(Turn::Now);
+        assert_eq!(decide(&seen), Action::Wait(Pause::ForChange));
+    }
+}
+
+#[test]
+fn a_job_that_appears_after_the_end_is_deleted() {
+    for phase in [Phase::Succeeded, Phase::Failed, Phase::Cancelled] {
+        let mut seen = seen(Some(phase));
+        seen.job = job(None);
+        assert_eq!(decide(&seen), Action::DeleteJob { uid: UID.into() });
+    }
+}
+
+#[test]
+fn the_job_of_a_success_that_was_seen_early_ends_by_itself() {
+    let mut seen = started(Some(UID), 5);
+    let status = seen.refresh.status.as_mut().unwrap();
+    status.phase = Phase::Succeeded;
+    status.completion_time = Some(at(NOW));
+    seen.job = job(None);
+    assert_eq!(decide(&seen), Action::Wait(Pause::ForChange));
+}
+
+#[test]
+fn a_finished_refresh_is_deleted_when_its_time_to_live_is_over() {
+    let mut seen = seen(Some(Phase::Failed));
+    seen.refresh.spec.ttl_seconds_after_finished = Some(15);
+    assert_eq!(
+        decide(&seen),
+        Action::Wait(Pause::AtMost(Duration::from_secs(5)))
+    );
+    seen.refresh.spec.ttl_seconds_after_finished = Some(10);
+    assert_eq!(decide(&seen), Action::DeleteRefresh);
+}
+
+#[test]
+fn a_refresh_that_is_being_deleted_is_left_alone() {
+    let mut seen = started(None, 5);
+    seen.refresh.metadata.deletion_timestamp = Some(at(NOW));
+    assert_eq!(decide(&seen), Action::Wait(Pause::ForChange));
+}
+
+#[test]
+fn a_new_generation_is_observed_also_after_the_end() {
+    let mut seen = seen(Some(Phase::Succeeded));
+    seen.refresh.metadata.generation = Some(2);
+    let (status, step) = written(decide(&seen));
+    assert_eq!(status.observed_generation, Some(2));
+    assert_eq!(status.phase, Phase::Succeeded);
+    assert_eq!(step, None);
+}

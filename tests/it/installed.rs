@@ -1,0 +1,108 @@
+//! The operator as its chart installs it: in the cluster, with the service
+//! accounts and Roles of the chart and nothing else.
+
+use std::process::Command;
+
+use relance::resources::{Mode, Phase};
+use serde_json::{Value, json};
+
+use crate::operator::{Operator, needed};
+use crate::support::kubeconfig;
+
+#[tokio::test]
+async fn the_chart_installs_an_operator_whose_roles_suffice() {
+    let operator = Operator::prepared().await;
+    operator.append("src", 0..10).await;
+    operator.view("v", "SELECT id FROM src WHERE id > 1").await;
+    // The helper's own stands in the chart's place.
+    operator.kubectl(&["delete", "refreshcluster", "default"]);
+    let values = json!({
+        "image": needed("RELANCE_TEST_IMAGE"),
+        "imagePullPolicy": "Never",
+        "catalog": operator.catalog(),
+        "volumes": [{"name": "tables", "persistentVolumeClaim": {"claimName": "tables"}}],
+        "volumeMounts": [{"name": "tables", "mountPath": operator.tables}],
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), values.to_string()).unwrap();
+    let helm = Command::new("helm")
+        .args([
+            "--kubeconfig",
+            &kubeconfig(),
+            "--namespace",
+            &operator.space.namespace,
+        ])
+        .args([
+            "install",
+            "relance",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart"),
+        ])
+        .args(["--skip-crds", "--wait", "--timeout", "2m", "--values"])
+        .arg(file.path())
+        .output()
+        .expect("helm on the PATH, as eval \"$(tests/cluster/cluster env)\" puts it there");
+    assert!(
+        helm.status.success(),
+        "{}",
+        String::from_utf8_lossy(&helm.stderr)
+    );
+
+    let address = "jsonpath={.spec.clusterIP}";
+    let address = operator.kubectl(&["get", "service", "relance", "-o", address]);
+    let url = format!("http://{address}:2333/v1/materialized_view/v/refresh");
+    let http = reqwest::Client::new();
+    let post = |key: &'static str| {
+        let body = json!({"manifest": r#"{"name": "m"}"#}).to_string();
+        let request = http.post(&url).header("idempotency-key", key).body(body);
+        async move {
+            let answer = request.send().await.unwrap();
+            let status = answer.status().as_u16();
+            let text = answer.text().await.unwrap();
+            assert_eq!(status, 202, "{text}");
+            let body: Value = serde_json::from_str(&text).unwrap();
+            body["job_id"].as_str().unwrap().to_string()
+        }
+    };
+    let first = post("one").await;
+    assert_eq!(post("one").await, first, "the same key, another refresh");
+    operator.succeeded(&first).await;
+    assert_eq!(operator.ids("v").await, (2..10).collect::<Vec<_>>());
+    operator.apply("again", json!({"view": ["v"]})).await;
+    assert_eq!(operator.succeeded("again").await.mode, Some(Mode::NoOp));
+
+    // The verbs that success does not need: stop a Job, ask why there is no pod, delete what is over.
+    operator.kubectl(&["create", "quota", "none", "--hard=pods=0"]);
+    operator
+        .apply("stuck", json!({"view": ["v"], "full": true}))
+        .await;
+    operator
+        .until("stuck", "held up by the quota", |status| {
+            status
+                .message
+                .as_ref()
+                .is_some_and(|m| m.contains("exceeded quota"))
+        })
+        .await;
+    operator
+        .patch(
+            "stuck",
+            json!({"cancel": true, "ttlSecondsAfterFinished": 3}),
+        )
+        .await;
+    operator
+        .until("stuck", "cancelled", |s| s.phase == Phase::Cancelled)
+        .await;
+    operator.kubectl(&["wait", "--for=delete", "mvr/stuck", "--timeout=60s"]);
+    operator.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "refreshcluster/default",
+        "--timeout=30s",
+    ]);
+
+    for half in ["rest", "controller"] {
+        let log = operator.kubectl(&["logs", &format!("deployment/relance-{half}")]);
+        assert!(!log.to_lowercase().contains("forbidden: user"), "{log}");
+        assert!(!log.contains("cannot "), "{log}");
+    }
+}
