@@ -20,6 +20,8 @@ async fn the_chart_installs_an_operator_whose_roles_suffice() {
         "image": needed("RELANCE_TEST_IMAGE"),
         "imagePullPolicy": "Never",
         "catalog": operator.catalog(),
+        // What goes wrong beside the way is told there.
+        "logLevel": "info,relance=debug",
         "volumes": [{"name": "tables", "persistentVolumeClaim": {"claimName": "tables"}}],
         "volumeMounts": [{"name": "tables", "mountPath": operator.tables}],
     });
