@@ -101,9 +101,12 @@ touch /run/ready
 exec /usr/bin/catatonit -P
 '
 
+# The sandbox's file system as this machine sees it, once `running init` has set PID.
+sandbox_root() { echo "/proc/$PID/root"; }
+
 sandbox() {
     if running init; then
-        [ ! -e "/proc/$PID/root/run/whole" ] || return 0
+        [ ! -e "$(sandbox_root)/run/whole" ] || return 0
         # Whoever was setting it up was killed.
         stop init KILL
     fi
@@ -114,7 +117,7 @@ sandbox() {
         >>"$STATE/log/init.log" 2>&1 </dev/null &
     wait_until 5 "the sandbox (see $STATE/log/init.log)" test -s "$STATE/pid/init"
     running init || die "the sandbox ended at once: $(tail -n 1 "$STATE/log/init.log")"
-    wait_until 5 "the sandbox (see $STATE/log/init.log)" test -e "/proc/$PID/root/run/ready"
+    wait_until 5 "the sandbox (see $STATE/log/init.log)" test -e "$(sandbox_root)/run/ready"
     # The name is taken on the machine by the kernel, whatever cache folder another cluster lives in.
     ip link add "$LINK" type veth peer name uplink netns "$PID" ||
         die "the interface $LINK is there already; end whatever made it, or run: $0 down --name $NAME"
@@ -129,7 +132,7 @@ sandbox() {
     ip route add "$SERVICES" via "$IP" dev "$LINK"
     running init
     make_cgroups
-    touch "/proc/$PID/root/run/whole"
+    touch "$(sandbox_root)/run/whole"
 }
 
 # kubelets delete pods that they find under their root and do not know: each cluster has a root, in each of
