@@ -60,9 +60,9 @@ pub struct Task {
 pub struct ProgressLine {
     /// Always `progress`, to tell the line from others.
     pub relance: String,
-    /// Units finished, by all workers as far as this one knows.
+    /// Units whose rows are right, kept ones included, as far as this worker knows.
     pub units_done: u64,
-    /// Units in the plan.
+    /// Units that the view will consist of.
     pub units_total: u64,
     /// Rows written.
     pub rows_written: u64,

@@ -26,6 +26,8 @@ pub struct Plan {
     pub view_version: u64,
     /// The units to compute, as positions in the source version's fragments.
     pub units: Vec<Vec<usize>>,
+    /// How many units were right already.
+    pub kept: u64,
 }
 
 /// The judgement.

@@ -54,9 +54,9 @@ pub struct Request {
 /// How far a refresh is. Cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Units that are computed.
+    /// Units whose rows are right: kept, or computed by now.
     pub units_done: u64,
-    /// Units to compute.
+    /// Units that the view will consist of.
     pub units_total: u64,
     /// Rows written.
     pub rows_written: u64,
@@ -148,6 +148,7 @@ impl Run<'_> {
         if fixed.is_none() {
             let now = self.judge(&work, &work.bench.table).await?;
             work.plan.units = work.cut(&now.missing);
+            work.plan.kept = now.kept.len() as u64;
             if !self.objects.create(&path, &work.plan).await? {
                 fixed = self.objects.get(&path).await?;
             }
@@ -198,7 +199,8 @@ impl Run<'_> {
             .enumerate()
             .partition(|(i, _)| *i as u64 % workers == share);
         let mut now = Progress {
-            units_total: work.plan.units.len() as u64,
+            units_done: work.plan.kept,
+            units_total: work.plan.kept + work.plan.units.len() as u64,
             ..Default::default()
         };
         let mut todo = Vec::new();

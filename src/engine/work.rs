@@ -84,6 +84,7 @@ impl Work {
             source_timestamp: timestamp(&source),
             view_version: table.version().version,
             units: Vec::new(),
+            kept: 0,
         };
         let bench = Workbench {
             view_name: view.name(),
