@@ -416,3 +416,21 @@ async fn views_and_sources_in_namespaces_are_found() {
         );
     }
 }
+
+#[tokio::test]
+async fn progress_counts_what_is_kept_and_ends_full() {
+    let mut db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    let more = db.batch(50);
+    db.write(more, WriteMode::Append, 30).await;
+    let (progress, seen) = tokio::sync::watch::channel(Default::default());
+    let outcome = relance::engine::refresh::refresh(&db.catalog().await, &request("v"), &progress)
+        .await
+        .unwrap();
+    let last = *seen.borrow();
+    assert!(outcome.units_kept > 0);
+    assert_eq!(last.units_total, outcome.units_total);
+    assert_eq!(last.units_done, outcome.units_total);
+    assert_eq!(last.rows_written, outcome.rows_written);
+}
