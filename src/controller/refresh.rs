@@ -402,6 +402,8 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
             }
             end(status::failed(seen, reason, message))
         }),
+        // A node that is lost keeps its pods, and they their Job, for ever.
+        None if job.deleting && seen.overdue(DEADLINE_MARGIN) => resolve(seen, without_job),
         None if job.deleting => {
             // Its pods may still run: nothing is said of the end before they are gone.
             say(

@@ -327,6 +327,7 @@ impl Model {
             {
                 assert!(
                     matches!(job.work, Work::Failed | Work::Succeeded)
+                        || given_up
                         || self.late_once.contains(&pass.of),
                     "{after:?} was said while Job {job:?} may do the work"
                 );

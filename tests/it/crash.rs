@@ -1,4 +1,4 @@
-//! The operator dies again and again while refreshes run.
+//! The operator dies again and again while refreshes run, and runs twice.
 
 use std::time::{Duration, Instant};
 
@@ -92,4 +92,34 @@ async fn the_operator_is_killed_twenty_times_during_fifty_refreshes_and_each_com
         "{REFRESHES} refreshes, {deaths} deaths, {:?}",
         start.elapsed()
     );
+}
+
+#[tokio::test]
+async fn two_operators_by_accident_launch_no_refresh_twice() {
+    let mut operator = Operator::prepared().await;
+    operator.append("src", 0..20).await;
+    for view in 0..3 {
+        let sql = format!("SELECT id FROM src WHERE id >= {view}");
+        operator.view(&format!("v{view}"), &sql).await;
+    }
+    operator.spawn();
+    let _second = operator.second();
+    let mut refreshes = Vec::new();
+    for at in 0..12 {
+        let view = format!("v{}", at % 3);
+        let spec = json!({"view": [view], "full": true});
+        let refresh = operator.apply(&format!("r{at}"), spec).await;
+        refreshes.push((view, refresh));
+    }
+    for (view, refresh) in &refreshes {
+        operator
+            .succeeded(refresh.metadata.name.as_ref().unwrap())
+            .await;
+        assert_eq!(operator.commits(view, refresh).await, 1);
+    }
+    assert_eq!(operator.job_count().await, refreshes.len());
+    for view in 0..3 {
+        let expected: Vec<i64> = (view..20).collect();
+        assert_eq!(operator.ids(&format!("v{view}")).await, expected);
+    }
 }

@@ -144,24 +144,33 @@ impl Operator {
 
     /// Starts the process.
     pub fn spawn(&mut self) {
+        let address = self.url.trim_start_matches("http://");
+        self.process = Some(self.process(address, &self.health));
+    }
+
+    /// Another process beside it, which nobody should run.
+    pub fn second(&self) -> Second {
+        Second(self.process("127.0.0.1:0", "127.0.0.1:0"))
+    }
+
+    fn process(&self, listen: &str, health: &str) -> Child {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.log())
             .unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_relance"))
+        Command::new(env!("CARGO_BIN_EXE_relance"))
             .arg("serve")
             .args(["--namespace", &self.space.namespace])
             .args(["--catalog", &self.catalog()])
-            .args(["--listen", self.url.trim_start_matches("http://")])
-            .args(["--health-listen", &self.health])
+            .args(["--listen", listen])
+            .args(["--health-listen", health])
             .env("KUBECONFIG", kubeconfig())
             .env_remove("RUST_LOG")
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .unwrap();
-        self.process = Some(process);
+            .unwrap()
     }
 
     fn log(&self) -> PathBuf {
@@ -321,6 +330,16 @@ impl Operator {
         let wrong = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {said}{wrong}");
         said
+    }
+}
+
+/// A second process, which ends with the test.
+pub struct Second(Child);
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -45,6 +45,28 @@ fn cancel_of_a_running_refresh_deletes_its_job_waits_until_it_is_gone_and_asks_t
 }
 
 #[test]
+fn a_job_that_a_lost_node_keeps_from_going_is_given_up_after_the_deadline() {
+    let deleting = Some(JobSeen::Ours(JobState {
+        uid: UID.into(),
+        deleting: true,
+        ..JobState::default()
+    }));
+    let mut seen = started(Some(UID), 661);
+    seen.refresh.spec.cancel = true;
+    seen.job = deleting.clone();
+    assert_eq!(decide(&seen), Action::Look(Look::Outcome));
+    seen.outcome = Some(OutcomeSeen::NotFound);
+    assert_eq!(ends(decide(&seen)).0, Phase::Cancelled);
+    let mut seen = started(Some(UID), 661);
+    seen.job = deleting;
+    seen.outcome = Some(OutcomeSeen::NotFound);
+    assert_eq!(
+        ends(decide(&seen)),
+        (Phase::Failed, reasons::DEADLINE_EXCEEDED.into())
+    );
+}
+
+#[test]
 fn cancel_after_the_intent_looks_whether_the_job_exists() {
     let mut seen = started(None, 5);
     seen.refresh.spec.cancel = true;
