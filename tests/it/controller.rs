@@ -70,6 +70,16 @@ async fn an_applied_refresh_runs_to_its_end_and_reads_well() {
         .await;
     assert_eq!(operator.succeeded("full").await.mode, Some(Mode::Rebuild));
     assert_eq!(operator.ids("v").await, (2..12).collect::<Vec<_>>());
+
+    let metrics = operator.metrics().await;
+    for line in [
+        r#"relance_refreshes_ended_total{phase="Succeeded",reason="Refreshed"} 3"#,
+        r#"relance_refreshes_ended_total{phase="Succeeded",reason="UpToDate"} 1"#,
+        "relance_controller_launches_total 3",
+        "relance_refresh_seconds_count 4",
+    ] {
+        assert!(metrics.contains(line), "no {line} in {metrics}");
+    }
 }
 
 #[tokio::test]
@@ -254,6 +264,24 @@ async fn a_refresh_whose_image_is_not_there_says_so_and_can_be_held_mended_and_c
     operator.patch("held", json!({"suspend": false})).await;
     operator.succeeded("held").await;
     assert_eq!(operator.ids("v").await.len(), 8);
+}
+
+#[tokio::test]
+async fn a_worker_that_no_node_takes_says_so() {
+    let operator = Operator::running().await;
+    let template = json!({"spec": {"nodeSelector": {"disk": "none-has-it"}}});
+    operator
+        .cluster("picky", json!({"template": template}))
+        .await;
+    let spec = json!({"view": ["v"], "cluster": "picky"});
+    operator.apply("r", spec).await;
+    let waits = operator
+        .until("r", "unschedulable", |status| {
+            let message = status.message.as_ref();
+            message.is_some_and(|m| m.starts_with("Waiting for a node that takes the worker pod"))
+        })
+        .await;
+    assert!(waits.message.unwrap().contains("0/1 nodes are available"));
 }
 
 #[tokio::test]

@@ -237,6 +237,12 @@ impl Operator {
         ids
     }
 
+    /// What the operator's health listener says of its metrics.
+    pub async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.health);
+        reqwest::get(url).await.unwrap().text().await.unwrap()
+    }
+
     /// How many versions of a view carry the UID of this refresh.
     pub async fn commits(&self, view: &str, refresh: &MaterializedViewRefresh) -> usize {
         let dataset = self.open(view).await;
