@@ -24,19 +24,20 @@ pub async fn status(
     refresh: &MaterializedViewRefresh,
     write: &Write,
 ) -> Result<Option<MaterializedViewRefresh>, kube::Error> {
+    let name = refresh.name_any();
+    let Some(version) = marked(ctx, refresh).await? else {
+        return Ok(None);
+    };
     let patch = Patch::Apply(json!({
         "apiVersion": MaterializedViewRefresh::api_version(&()),
         "kind": MaterializedViewRefresh::kind(&()),
-        "metadata": {"resourceVersion": refresh.metadata.resource_version},
+        "metadata": {"resourceVersion": version},
         "status": write.status,
     }));
     let params = PatchParams::apply(names::CONTROLLER_MANAGER).force();
-    let name = refresh.name_any();
     let written = ctx.refreshes.patch_status(&name, &params, &patch);
-    let mut written = match written.await {
-        Ok(written) => written,
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return Ok(None),
-        Err(error) => return Err(error),
+    let Some(mut written) = unless_changed(written.await)? else {
+        return Ok(None);
     };
     written.metadata.managed_fields = None;
     ctx.wrote(&written);
@@ -54,6 +55,41 @@ pub async fn status(
         }
     }
     Ok(Some(written))
+}
+
+/// Sees to it that a backup tool restores the status with the resource, or a
+/// restored refresh would run again. Returns the resourceVersion to go on
+/// from, or None if the resource has changed.
+async fn marked(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+) -> Result<Option<Option<String>>, kube::Error> {
+    let (annotation, value) = names::RESTORE_STATUS;
+    if refresh.annotations().contains_key(annotation) {
+        return Ok(Some(refresh.metadata.resource_version.clone()));
+    }
+    let patch = Patch::Merge(json!({
+        "metadata": {
+            "resourceVersion": refresh.metadata.resource_version,
+            "annotations": {annotation: value},
+        },
+    }));
+    let params = PatchParams {
+        field_manager: Some(names::CONTROLLER_MANAGER.to_string()),
+        ..PatchParams::default()
+    };
+    let name = refresh.name_any();
+    let written = ctx.refreshes.patch_metadata(&name, &params, &patch).await;
+    Ok(unless_changed(written)?.map(|written| written.metadata.resource_version))
+}
+
+/// None where the resource is not what was looked at any more.
+fn unless_changed<T>(written: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
+    match written {
+        Ok(written) => Ok(Some(written)),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Publishes an Event, beside what follows: an Event that is lost is no error.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams};
 use relance::resources::reasons::{self, condition};
-use relance::resources::{Mode, Phase};
+use relance::resources::{Mode, Phase, names};
 use serde_json::json;
 
 use crate::operator::{Operator, PATIENCE};
@@ -30,6 +30,10 @@ async fn an_applied_refresh_runs_to_its_end_and_reads_well() {
     assert!(status.job.unwrap().uid.is_some());
     assert_eq!(operator.ids("v").await, (2..10).collect::<Vec<_>>());
     assert_eq!(operator.commits("v", &first).await, 1);
+    // A backup that restores it restores its end too.
+    let stored = operator.space.refreshes.get("first").await.unwrap();
+    let (annotation, value) = names::RESTORE_STATUS;
+    assert_eq!(stored.annotations()[annotation], value);
 
     let described = operator.kubectl(&["describe", "mvr", "first"]);
     for word in [

@@ -67,6 +67,12 @@ spec:
         - {name: api, containerPort: 2333}
         {{- end }}
         - {name: health, containerPort: 8081}
+      {{- if eq .component "rest" }}
+      # Until every endpoint list is without it, requests still come in.
+      lifecycle:
+        preStop:
+          sleep: {seconds: 3}
+      {{- end }}
       startupProbe:
         httpGet: {path: /livez, port: health}
         periodSeconds: 1
