@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::engine::catalog::Catalog;
 use crate::engine::error::EngineError;
-use crate::engine::view::{self, ViewInfo, ViewKind};
+use crate::engine::view::{self, ViewInfo};
 use crate::resources::MaterializedViewRefreshSpec;
 use crate::resources::reasons;
 
@@ -63,43 +63,16 @@ pub async fn view(
 
 /// Whether a view that was looked at can be refreshed as `spec` asks.
 fn judge(info: &ViewInfo, spec: &MaterializedViewRefreshSpec) -> Result<(), EngineError> {
-    let name = spec.view.join("$");
     if let Some(limit) = spec.output_limit
-        && info.kind != ViewKind::GenevaChunker
+        && !info.kind.takes_output_limit()
     {
         return Err(EngineError::InvalidInput(format!(
-            "output_limit is {limit}, and '{name}' is no chunker view: leave it out, only chunker views take it"
+            "output_limit is {limit}, and '{}' is no chunker view: leave it out, only chunker views take it",
+            info.name()
         )));
     }
-    if let Some(why) = &info.unsupported {
-        return Err(EngineError::Unsupported {
-            view: name,
-            kind: described(&info.kind),
-            why: why.clone(),
-        });
-    }
-    if let Some(expected) = &spec.expected_incarnation
-        && info.incarnation.as_ref() != Some(expected)
-    {
-        return Err(EngineError::IncarnationMismatch {
-            view: name,
-            expected: expected.clone(),
-            found: info.incarnation.clone().unwrap_or_else(|| "none".into()),
-        });
-    }
-    Ok(())
-}
-
-/// A view's kind in words, with its article.
-fn described(kind: &ViewKind) -> String {
-    match kind {
-        ViewKind::Sql => "a SQL view".into(),
-        ViewKind::GeneralSql => "a SQL view of the broader kind".into(),
-        ViewKind::GenevaQuery => "a Geneva query view".into(),
-        ViewKind::GenevaChunker => "a Geneva chunker view".into(),
-        ViewKind::GenevaUdtf => "a Geneva table-function view".into(),
-        ViewKind::Newer(what) => format!("a view of a newer format ({what})"),
-    }
+    info.require_refreshable()?;
+    info.require_incarnation(spec.expected_incarnation.as_deref())
 }
 
 /// The cluster that a refresh names, among those there are.
