@@ -41,6 +41,7 @@ pub async fn refresh_view(args: &RefreshArgs) -> Result<(), EngineError> {
             "view": args.view,
             "mode": outcome.mode,
             "sourceVersion": outcome.source_version,
+            "sourceVersions": outcome.source_versions,
             "viewVersion": outcome.view_version,
             "rowsWritten": outcome.rows_written,
             "bytesWritten": outcome.bytes_written,
@@ -55,21 +56,21 @@ pub async fn refresh_view(args: &RefreshArgs) -> Result<(), EngineError> {
 }
 
 fn sentence(view: &str, outcome: &Outcome) -> String {
+    let sources = outcome.sources();
     let Outcome {
-        source_version,
         view_version,
         rows_written,
         units_kept,
         ..
     } = outcome;
     match outcome.mode {
-        Mode::NoOp => format!("{view}: already equal to source version {source_version}\n"),
+        Mode::NoOp => format!("{view}: already equal to {sources}\n"),
         Mode::Incremental => format!(
-            "{view}: incremental to source version {source_version}, {rows_written} rows written, \
+            "{view}: incremental to {sources}, {rows_written} rows written, \
              {units_kept} units kept, now version {view_version}\n"
         ),
         Mode::Rebuild => format!(
-            "{view}: rebuilt at source version {source_version}, {rows_written} rows written, now \
+            "{view}: rebuilt at {sources}, {rows_written} rows written, now \
              version {view_version}\n"
         ),
     }

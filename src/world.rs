@@ -72,6 +72,7 @@ fn judge(info: &ViewInfo, spec: &MaterializedViewRefreshSpec) -> Result<(), Engi
         )));
     }
     info.require_refreshable()?;
+    info.require_sole_source(spec.src_version)?;
     info.require_incarnation(spec.expected_incarnation.as_deref())
 }
 

@@ -393,6 +393,7 @@ impl Model {
         let outcome = Outcome {
             mode: Mode::Incremental,
             source_version: 1,
+            source_versions: Default::default(),
             view_version: 2,
             rows_written: 1,
             bytes_written: 1,

@@ -1,6 +1,8 @@
 //! The status that each step of a refresh's life leaves. Pure: whole statuses
 //! from the one before, since the controller always writes them whole.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::refresh::{JobState, Observed, ProgressSeen};
@@ -120,6 +122,7 @@ pub fn already_current(seen: &Observed, source_version: u64, view_version: u64) 
         &Outcome {
             mode: outcome::Mode::NoOp,
             source_version,
+            source_versions: BTreeMap::new(),
             view_version,
             rows_written: 0,
             bytes_written: 0,
@@ -147,8 +150,8 @@ fn finished(seen: &Observed, outcome: &Outcome, reason: &str) -> Status {
         Mode::Rebuild => format!("{} rows written anew", outcome.rows_written),
     };
     let message = format!(
-        "The view equals its definition at source version {}: {how}",
-        outcome.source_version
+        "The view equals its definition at {}: {how}",
+        outcome.sources()
     );
     let mut status = said(seen, &message);
     status.phase = Phase::Succeeded;

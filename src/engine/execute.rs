@@ -20,8 +20,8 @@ use super::view::sql::Planned;
 pub struct Workbench {
     /// The view's name, for messages.
     pub view_name: String,
-    /// The source, at the plan's version.
-    pub source: Arc<Dataset>,
+    /// The sources, each at the plan's version.
+    pub sources: Vec<Arc<Dataset>>,
     /// The view's table, which the files are written for.
     pub table: Arc<Dataset>,
     /// The view's definition over that source.
@@ -42,6 +42,16 @@ pub enum UnitError {
 }
 
 impl Workbench {
+    /// The sole source of a view that has one.
+    pub fn source(&self) -> std::result::Result<&Arc<Dataset>, UnitError> {
+        match self.sources.as_slice() {
+            [source] => Ok(source),
+            _ => Err(UnitError::Other(EngineError::Internal(
+                "a view of one source was expected".to_string(),
+            ))),
+        }
+    }
+
     /// Computes the rows of `fragments` (of the whole source, if `None`) and
     /// stages them. The claim is not recorded yet.
     pub async fn compute(
@@ -51,7 +61,7 @@ impl Workbench {
     ) -> std::result::Result<Claim, UnitError> {
         let rows = self
             .planned
-            .evaluate(&self.source, fragments)
+            .evaluate(self.source()?, fragments)
             .await
             .map_err(|e| self.sort(e))?;
         let mut rows = Box::pin(rows.peekable());

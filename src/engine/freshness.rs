@@ -1,7 +1,7 @@
 //! Whether a view is current, told from recorded version ids alone.
 //!
-//! After each success the engine records "the view at this version equals the
-//! source at that version". That is a fact for ever, about two immutable
+//! After each success the engine records "the view at this version equals its
+//! definition over the sources at those versions". That is a fact for ever, about immutable
 //! manifests, each named by its number and its timestamp (a re-created table
 //! uses numbers again, and never timestamps); so one small object can be
 //! written over by whoever comes last.
@@ -13,37 +13,29 @@ use super::catalog::Catalog;
 use super::error::{EngineError, Result};
 use super::fingerprint::{ENGINE_VERSION, Fingerprint};
 use super::paths;
+use super::plan::Pinned;
 use super::store::Objects;
 use super::view::ViewInfo;
 
-/// "The view at this version equals the source at that version."
+/// "The view at this version equals the sources at those versions."
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record {
     engine: u32,
     definition: Fingerprint,
-    source_version: u64,
-    source_timestamp: u64,
-    view_version: u64,
-    view_timestamp: u64,
+    sources: Vec<Pinned>,
+    view: Pinned,
 }
 
 impl Record {
-    fn new(view: &ViewInfo, table: &Dataset, source: &Dataset) -> Record {
+    fn new(view: &ViewInfo, table: &Dataset, sources: &[Pinned]) -> Record {
         Record {
             engine: ENGINE_VERSION,
             definition: Fingerprint::of_text(&view.raw),
-            source_version: source.version().version,
-            source_timestamp: timestamp(source),
-            view_version: table.version().version,
-            view_timestamp: timestamp(table),
+            sources: sources.to_vec(),
+            view: Pinned::of(table),
         }
     }
-}
-
-/// The timestamp of a manifest in nanoseconds since 1970.
-pub fn timestamp(dataset: &Dataset) -> u64 {
-    dataset.manifest().timestamp_nanos as u64
 }
 
 /// Whether a view is current.
@@ -51,7 +43,8 @@ pub fn timestamp(dataset: &Dataset) -> u64 {
 pub enum Freshness {
     /// A refresh would be a NoOp.
     Current {
-        /// The source version that the view equals.
+        /// The source version that the view equals; of the first source by
+        /// name, where it reads several.
         source_version: u64,
         /// The view's version.
         view_version: u64,
@@ -63,8 +56,8 @@ pub enum Freshness {
     },
 }
 
-/// Compares what the last refresh recorded with the source (its latest
-/// version, or `src_version`) and the view as they are. Errors:
+/// Compares what the last refresh recorded with the sources (their latest
+/// version, or `src_version` of a sole one) and the view as they are. Errors:
 /// `SourceNotFound`, `SourceVersionGone`, `ViewNotFound`, `Unavailable`.
 pub async fn check(
     catalog: &Catalog,
@@ -72,9 +65,9 @@ pub async fn check(
     src_version: Option<u64>,
 ) -> Result<Freshness> {
     let stale = |why: String| Ok(Freshness::Stale { why });
-    let (Some(_), [source_id]) = (&view.definition, view.sources.as_slice()) else {
-        return stale("it is no SQL view of one source".to_string());
-    };
+    if view.require_refreshable().is_err() || view.sources.is_empty() {
+        return stale("it is no view that relance refreshes".to_string());
+    }
     let objects = catalog.store().objects(&view.uri).await?;
     let Some(record) = objects.get::<Record>(&paths::fresh(objects.root())).await? else {
         return stale("never refreshed by relance".to_string());
@@ -84,30 +77,37 @@ pub async fn check(
         .open(&view.uri, None)
         .await?
         .ok_or_else(|| EngineError::ViewNotFound { view: view.name() })?;
-    let source = open_source(catalog, view, source_id, src_version).await?;
-    let now = Record::new(
-        &super::view::read(&view.id, &view.uri, &table)?,
-        &table,
-        &source,
-    );
+    let version = src_version.filter(|_| view.sources.len() == 1);
+    let mut sources = Vec::with_capacity(view.sources.len());
+    for id in &view.sources {
+        sources.push(Pinned::of(&open_source(catalog, view, id, version).await?));
+    }
+    let found = super::view::read(&view.id, &view.uri, &table)?;
+    let now = Record::new(&found, &table, &sources);
     if record == now {
         return Ok(Freshness::Current {
-            source_version: now.source_version,
-            view_version: now.view_version,
+            source_version: now.sources.first().map_or(0, |s| s.version),
+            view_version: now.view.version,
         });
     }
-    if record.definition != now.definition {
-        stale("its definition was changed".to_string())
-    } else if (record.source_version, record.source_timestamp)
-        != (now.source_version, now.source_timestamp)
-    {
-        stale(format!(
-            "the source is at version {}, and the view equals version {}",
-            now.source_version, record.source_version
-        ))
-    } else {
-        stale("the view was written since".to_string())
+    if record.definition != now.definition || record.sources.len() != now.sources.len() {
+        return stale("its definition was changed".to_string());
     }
+    let moved = record.sources.iter().zip(&now.sources).zip(&view.sources);
+    for ((before, now), id) in moved {
+        if before != now {
+            return stale(format!(
+                "{} is at version {}, and the view equals version {}",
+                match view.sources.len() {
+                    1 => "the source".to_string(),
+                    _ => format!("its source '{}'", id.join(super::catalog::DELIMITER)),
+                },
+                now.version,
+                before.version
+            ));
+        }
+    }
+    stale("the view was written since".to_string())
 }
 
 /// Opens the source of `view` at `version` or the latest. Errors:
@@ -133,17 +133,17 @@ pub async fn open_source(
     }
 }
 
-/// Records that `table` as it is equals its definition over `source`.
+/// Records that `table` as it is equals its definition over `sources`.
 pub(super) async fn record(
     objects: &Objects,
     view: &ViewInfo,
     table: &Dataset,
-    source: &Dataset,
+    sources: &[Pinned],
 ) -> Result<()> {
     objects
         .put(
             &paths::fresh(objects.root()),
-            &Record::new(view, table, source),
+            &Record::new(view, table, sources),
         )
         .await
 }

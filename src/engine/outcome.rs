@@ -4,6 +4,7 @@
 //! refresh's UID. The outcome object, written right after, is the quick way,
 //! and the only record of a refresh that had nothing to commit.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use lance::Dataset;
@@ -37,8 +38,13 @@ pub enum Mode {
 pub struct Outcome {
     /// How the view was brought up to date.
     pub mode: Mode,
-    /// The source version that the view equals.
+    /// The source version that the view equals: of the first source by name,
+    /// where the query reads several.
     pub source_version: u64,
+    /// Where the query reads several sources: the version of each, by its
+    /// identifier path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub source_versions: BTreeMap<String, u64>,
     /// The view's version that the refresh left.
     pub view_version: u64,
     /// Rows written.
@@ -49,6 +55,22 @@ pub struct Outcome {
     pub units_total: u64,
     /// Units whose rows were already right.
     pub units_kept: u64,
+}
+
+impl Outcome {
+    /// What the view equals, in words: `source version 7`, or `source versions
+    /// a 7, b 3`.
+    pub fn sources(&self) -> String {
+        if self.source_versions.is_empty() {
+            return format!("source version {}", self.source_version);
+        }
+        let each: Vec<String> = self
+            .source_versions
+            .iter()
+            .map(|(name, version)| format!("{name} {version}"))
+            .collect();
+        format!("source versions {}", each.join(", "))
+    }
 }
 
 /// Looks for what refresh `refresh` did to view `id`: its outcome object, else

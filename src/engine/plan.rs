@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use lance::Dataset;
 use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
@@ -16,11 +17,11 @@ use super::ledger::{Claim, Standing};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
-    /// The source version that the view is brought to.
-    pub source_version: u64,
-    /// The timestamp of that version's manifest, in nanoseconds since 1970: a
-    /// re-created source has other ones.
-    pub source_timestamp: u64,
+    /// The version of each source that the view is brought to, in the order of
+    /// [`ViewInfo::sources`](super::view::ViewInfo::sources). A plan of another
+    /// number of sources cannot be carried out: a new one is made.
+    #[serde(default)]
+    pub sources: Vec<Pinned>,
     /// The view's version when the plan was made. No commit of this refresh
     /// is older.
     pub view_version: u64,
@@ -28,6 +29,27 @@ pub struct Plan {
     pub units: Vec<Vec<usize>>,
     /// How many units were right already.
     pub kept: u64,
+}
+
+/// One version of a source table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pinned {
+    /// Its number.
+    pub version: u64,
+    /// The timestamp of its manifest, in nanoseconds since 1970: a re-created
+    /// table uses numbers again, and never timestamps.
+    pub timestamp: u64,
+}
+
+impl Pinned {
+    /// The version that `dataset` is open at.
+    pub fn of(dataset: &Dataset) -> Pinned {
+        Pinned {
+            version: dataset.version().version,
+            timestamp: dataset.manifest().timestamp_nanos as u64,
+        }
+    }
 }
 
 /// The judgement.

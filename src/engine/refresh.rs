@@ -16,7 +16,7 @@ use super::fingerprint::Fingerprint;
 use super::freshness;
 use super::history::History;
 use super::ledger::{self, Claim, Ledger};
-use super::outcome::{self, Mode, Outcome};
+use super::outcome::{self, Outcome};
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
 use super::view;
@@ -95,8 +95,12 @@ pub async fn refresh(
             Err(UnitError::SourceGone) => {
                 if request.src_version.is_some() {
                     return Err(EngineError::SourceVersionGone {
-                        table: work.source_name(),
-                        version: work.plan.source_version,
+                        table: work
+                            .source_versions()
+                            .map(|(name, _)| name)
+                            .collect::<Vec<_>>()
+                            .join(", "),
+                        version: request.src_version.unwrap_or_default(),
                     });
                 }
                 info!("the source version was cleaned up meanwhile; planning anew");
@@ -154,16 +158,14 @@ impl Run<'_> {
             }
         }
         if let Some(plan) = fixed {
-            if (plan.source_version, plan.source_timestamp)
-                != (work.plan.source_version, work.plan.source_timestamp)
-            {
+            if plan.sources != work.plan.sources {
                 return Ok(None);
             }
             work.plan = plan;
         }
         self.since = Some(self.since(&work));
         info!(
-            source_version = work.plan.source_version,
+            sources = ?work.source_versions().collect::<Vec<_>>(),
             view_version = work.plan.view_version,
             units = work.plan.units.len(),
             "planned"
@@ -279,15 +281,9 @@ impl Run<'_> {
             let judgement = self.judge(work, &table).await?;
             if judgement.is_done() {
                 let units = (judgement.kept.len() + judgement.added.len()) as u64;
-                let outcome = history.outcome.unwrap_or(Outcome {
-                    mode: Mode::NoOp,
-                    source_version: work.plan.source_version,
-                    view_version: table.version().version,
-                    rows_written: 0,
-                    bytes_written: 0,
-                    units_total: units,
-                    units_kept: units,
-                });
+                let outcome = history
+                    .outcome
+                    .unwrap_or_else(|| work.unchanged(units, table.version().version));
                 return Ok(Some((outcome, table)));
             }
             if !judgement.missing.is_empty() {
@@ -389,8 +385,11 @@ impl Run<'_> {
     async fn finish(&self, work: &Work, outcome: Outcome, table: Dataset) -> Result<Outcome> {
         let mut outcome = outcome;
         let mut table = table;
-        if work.bench.planned.provenance() {
-            match watermark::stamp(self.catalog, &work.view, &table, &work.bench.source).await {
+        if let ([source], true) = (
+            work.bench.sources.as_slice(),
+            work.bench.planned.provenance(),
+        ) {
+            match watermark::stamp(self.catalog, &work.view, &table, source).await {
                 Ok(Some(stamped)) => {
                     outcome.view_version = stamped.version().version;
                     table = stamped;
@@ -401,7 +400,7 @@ impl Run<'_> {
         }
         let outcome = outcome::record(&self.objects, &self.request.refresh, &outcome).await?;
         let tidied = async {
-            freshness::record(&self.objects, &work.view, &table, &work.bench.source).await?;
+            freshness::record(&self.objects, &work.view, &table, &work.plan.sources).await?;
             staged::remove(&self.objects, &self.request.refresh).await?;
             ledger::prune(&self.objects).await?;
             let clock = self

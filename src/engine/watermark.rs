@@ -10,7 +10,7 @@ use lance::Dataset;
 
 use super::catalog::Catalog;
 use super::error::Result;
-use super::freshness::timestamp;
+use super::plan::Pinned;
 use super::store::first_line;
 use super::view::ViewInfo;
 use super::view::lancedb::{
@@ -38,7 +38,7 @@ pub async fn stamp(
         let now = table.version().version;
         let wanted = [
             (SOURCE_VERSION, source.version().version.to_string()),
-            (SOURCE_VERSION_TS, timestamp(source).to_string()),
+            (SOURCE_VERSION_TS, Pinned::of(source).timestamp.to_string()),
         ];
         let metadata = &table.schema().metadata;
         if wanted.iter().all(|(k, v)| metadata.get(*k) == Some(v))

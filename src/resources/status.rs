@@ -78,7 +78,7 @@ pub struct MaterializedViewRefreshStatus {
     /// The `metadata.generation` that this status speaks of; -1 until a controller has seen the refresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The source version that the view now equals.
+    /// The source version that the view now equals; the first source's, where it reads several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_version: Option<i64>,
     /// The view's own version after the refresh.

@@ -78,6 +78,7 @@ fn outcome() -> Outcome {
     Outcome {
         mode: Mode::Incremental,
         source_version: 7,
+        source_versions: Default::default(),
         view_version: 3,
         rows_written: 20,
         bytes_written: 400,

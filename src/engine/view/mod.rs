@@ -98,6 +98,20 @@ impl ViewInfo {
         }
     }
 
+    /// `InvalidInput` if a source version is asked for and there is not just
+    /// one source that it could be of.
+    pub fn require_sole_source(&self, src_version: Option<impl std::fmt::Display>) -> Result<()> {
+        match src_version {
+            Some(version) if self.sources.len() != 1 => Err(EngineError::InvalidInput(format!(
+                "src_version is {version}, and '{}' reads {} source tables: leave it out, it pins \
+                 the version of a sole source",
+                self.name(),
+                self.sources.len()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// `IncarnationMismatch` unless the view is the one that was `expected`.
     pub fn require_incarnation(&self, expected: Option<&str>) -> Result<()> {
         let Some(expected) = expected else {
