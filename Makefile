@@ -35,6 +35,10 @@ test: lint ## Everything that CI runs: lint, and all tests against a real cluste
 bench: packages ## What a refresh costs beside what Kubernetes itself costs
 	@NAME=$(TEST_NAME) tests/run --bench refresh
 
+.PHONY: bench-engine
+bench-engine: packages ## The engine beside lancedb and the floor, without a cluster; writes benches/RESULTS.md
+	@RELANCE_TEST_PYTHON=$$(tests/python/venv) cargo bench --bench engine -- --write benches/RESULTS.md
+
 .PHONY: cluster
 cluster: ## Bring up a real Kubernetes on this machine (NAME=relance)
 	@$(CLUSTER_SH) up --name $(NAME)

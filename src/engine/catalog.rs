@@ -238,9 +238,17 @@ fn namespace_error(error: &lance::Error) -> Option<&NamespaceError> {
 /// The root that a catalog URI names.
 fn root_of(uri: &str) -> Result<String> {
     let rest = uri.strip_prefix("dir://").unwrap_or(uri);
-    let known = ["file://", "s3://", "gs://", "az://", "memory://"]
-        .iter()
-        .any(|scheme| rest.starts_with(scheme));
+    let known = [
+        "file://",
+        "s3://",
+        "gs://",
+        "az://",
+        "memory://",
+        // Lance's name for local files that are reached as objects are.
+        "file-object-store://",
+    ]
+    .iter()
+    .any(|scheme| rest.starts_with(scheme));
     if known || rest.starts_with('/') || rest.starts_with('.') {
         Ok(rest.to_string())
     } else {
