@@ -203,6 +203,22 @@ async fn a_dropped_source_column_fails_the_refresh_and_leaves_the_view() {
 }
 
 #[tokio::test]
+async fn a_missing_column_of_the_filter_is_told_even_of_a_source_without_rows() {
+    let db = filled(true).await;
+    db.create_view("v", "SELECT id FROM src WHERE x > 3", Form::Plain)
+        .await;
+    let mut source = db.open("src").await;
+    source.delete("true").await.unwrap();
+    source.drop_columns(&["x"]).await.unwrap();
+    let error = db.refresh("v").await.unwrap_err();
+    assert!(
+        matches!(error, EngineError::DefinitionMismatch { .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("no column 'x'"), "{error}");
+}
+
+#[tokio::test]
 async fn a_column_that_the_view_does_not_read_costs_nothing() {
     let db = filled(true).await;
     db.create_view("v", SHAPES[0].sql, Form::Plain).await;

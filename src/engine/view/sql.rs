@@ -123,16 +123,17 @@ impl Planned {
             (types, columns)
         };
         if let Some(filter) = &definition.filter {
+            let unfit = |why: String| {
+                mismatch(format!(
+                    "its filter cannot be evaluated over '{}' ({why}); restore the source column \
+                     or recreate the view",
+                    definition.source_table,
+                ))
+            };
             let expr = Planner::new(read_schema.clone())
                 .parse_filter(filter)
-                .map_err(|e| {
-                    mismatch(format!(
-                        "its filter cannot be evaluated over '{}' ({}); restore the source column \
-                         or recreate the view",
-                        definition.source_table,
-                        crate::engine::store::first_line(&e.to_string())
-                    ))
-                })?;
+                .map_err(|e| unfit(crate::engine::store::first_line(&e.to_string())))?;
+            known(&read_schema, &expr).map_err(unfit)?;
             refuse_changing(view, std::slice::from_ref(&expr))?;
             columns.extend(roots(&read_schema, &expr));
         }
@@ -332,17 +333,25 @@ fn typed(schema: &SchemaRef, sql: &str) -> std::result::Result<(Expr, DataType),
     let said = |e: lance::Error| crate::engine::store::first_line(&e.to_string());
     let planner = Planner::new(schema.clone());
     let parsed = planner.parse_expr(sql).map_err(said)?;
-    for column in Planner::column_names_in_expr(&parsed) {
-        if root(schema, &column).is_none() {
-            return Err(format!("there is no column '{column}'"));
-        }
-    }
+    known(schema, &parsed)?;
     let optimized = planner.optimize_expr(parsed.clone()).map_err(said)?;
     let physical = planner.create_physical_expr(&optimized).map_err(said)?;
     let data_type = physical
         .data_type(schema.as_ref())
         .map_err(|e| crate::engine::store::first_line(&e.to_string()))?;
     Ok((parsed, data_type))
+}
+
+/// Refuses an expression over columns that `schema` has not: the planner
+/// leaves that to the scan, and a source without rows is not scanned.
+fn known(schema: &ArrowSchema, expr: &Expr) -> std::result::Result<(), String> {
+    match Planner::column_names_in_expr(expr)
+        .iter()
+        .find(|column| root(schema, column).is_none())
+    {
+        Some(column) => Err(format!("there is no column '{column}'")),
+        None => Ok(()),
+    }
 }
 
 /// The top-level columns of `schema` that `expr` reads.
