@@ -1,17 +1,9 @@
 //! relance and lancedb 0.41 on one view, in turn and at once.
 
 use lance::dataset::WriteMode;
-use lancedb::Connection;
 use relance::engine::outcome::Mode;
 
 use crate::support::{Db, Form, SHAPES};
-
-async fn connect(db: &Db) -> Connection {
-    lancedb::connect(&db.folder.path().display().to_string())
-        .execute()
-        .await
-        .unwrap()
-}
 
 #[tokio::test]
 async fn lancedb_and_relance_refresh_one_view_in_turn() {
@@ -24,7 +16,7 @@ async fn lancedb_and_relance_refresh_one_view_in_turn() {
         let more = db.batch(20);
         db.write(more, WriteMode::Append, 25).await;
 
-        let connection = connect(&db).await;
+        let connection = db.lancedb().await;
         let view = connection.open_materialized_view("v").await.unwrap();
         let theirs = view.refresh().execute().await.unwrap();
         let expected = db
@@ -48,7 +40,7 @@ async fn a_race_with_lancedb_doubles_and_loses_nothing() {
     db.write(batch, WriteMode::Create, 25).await;
     let shape = &SHAPES[0];
     db.create_view("v", shape.sql, Form::Plain).await;
-    let connection = connect(&db).await;
+    let connection = db.lancedb().await;
     for _ in 0..10 {
         let more = db.batch(10);
         db.write(more, WriteMode::Append, 25).await;

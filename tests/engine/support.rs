@@ -83,22 +83,31 @@ impl Db {
             .unwrap();
     }
 
-    /// Creates view `name`, empty, as lancedb 0.41 does, or in the older form.
-    pub async fn create_view(&self, name: &str, sql: &str, form: Form) {
-        let connection = lancedb::connect(&self.folder.path().display().to_string())
+    /// A connection of lancedb 0.41 that knows nothing of earlier ones.
+    pub async fn lancedb(&self) -> lancedb::Connection {
+        lancedb::connect(&self.folder.path().display().to_string())
             .execute()
             .await
-            .unwrap();
-        let definition = MaterializedViewDefinition::from_sql(sql).unwrap();
+            .unwrap()
+    }
+
+    /// Creates view `name`, empty, as lancedb 0.41 does, or in the older form.
+    pub async fn create_view(&self, name: &str, sql: &str, form: Form) {
+        self.try_create_view(name, sql, form).await.unwrap();
+    }
+
+    /// As [`Db::create_view`]; lancedb refuses some definitions.
+    pub async fn try_create_view(&self, name: &str, sql: &str, form: Form) -> lancedb::Result<()> {
+        let connection = self.lancedb().await;
+        let definition = MaterializedViewDefinition::from_sql(sql)?;
         let source = connection
             .open_table(&definition.source_table)
             .execute()
-            .await
-            .unwrap();
-        let prepared = prepare_definition(&source, definition).await.unwrap();
+            .await?;
+        let prepared = prepare_definition(&source, definition).await?;
         if form == Form::Plain {
-            prepared.create(name).await.unwrap();
-            return;
+            prepared.create(name).await?;
+            return Ok(());
         }
         let mut fields: Vec<Field> = prepared
             .schema()
@@ -118,6 +127,7 @@ impl Db {
         Dataset::write(reader, &self.path(name), None)
             .await
             .unwrap();
+        Ok(())
     }
 
     pub async fn refresh_as(&self, request: Request) -> Result<Outcome, EngineError> {
@@ -143,9 +153,24 @@ impl Db {
         render(&batches)
     }
 
-    /// What `sql` gives over `src` at `version`, evaluated from scratch by
-    /// DataFusion over all rows in memory, in the columns of the view.
+    /// What `shape` gives over `src` at `version`, evaluated from scratch.
     pub async fn evaluated(&self, shape: &Shape, form: Form, version: u64) -> Vec<String> {
+        let sql = (shape.oracle)(form);
+        self.evaluated_sql(&sql, shape.limit, version)
+            .await
+            .unwrap()
+            .1
+    }
+
+    /// What `sql` gives over `src` at `version`, evaluated from scratch by
+    /// DataFusion over all rows in memory, in their order; the first `limit`
+    /// rows of it. The types, and each row as text, sorted.
+    pub async fn evaluated_sql(
+        &self,
+        sql: &str,
+        limit: Option<usize>,
+        version: u64,
+    ) -> datafusion::common::Result<(Vec<DataType>, Vec<String>)> {
         let source = self
             .open("src")
             .await
@@ -157,20 +182,35 @@ impl Db {
         let stream = scan.try_into_stream().await.unwrap();
         let schema: SchemaRef = stream.schema();
         let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
-        let context = SessionContext::new();
-        let table = datafusion::datasource::MemTable::try_new(schema, vec![batches]).unwrap();
-        context.register_table("src", Arc::new(table)).unwrap();
-        let sql = (shape.oracle)(form);
-        let mut batches = context.sql(&sql).await.unwrap().collect().await.unwrap();
-        if let Some(limit) = shape.limit {
+        let config = datafusion::prelude::SessionConfig::new().with_target_partitions(1);
+        let context = SessionContext::new_with_config(config);
+        let table = datafusion::datasource::MemTable::try_new(schema, vec![batches])?;
+        context.register_table("src", Arc::new(table))?;
+        let query = context.sql(sql).await?;
+        let types = query
+            .schema()
+            .fields()
+            .iter()
+            .map(|f| f.data_type().clone())
+            .collect();
+        let mut batches = query.collect().await?;
+        if let Some(limit) = limit {
             let mut left = limit;
             for batch in &mut batches {
                 *batch = batch.slice(0, left.min(batch.num_rows()));
                 left -= batch.num_rows();
             }
         }
-        render(&batches)
+        Ok((types, render(&batches)))
     }
+}
+
+/// The number in environment variable `name`, or else `default`.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(default)
 }
 
 /// A refresh of `view` with a UID of its own.

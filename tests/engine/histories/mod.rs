@@ -1,280 +1,349 @@
-//! Random histories of a source and of its views, with refreshes in between:
-//! after each refresh the view equals its definition at the reported version.
+//! Random histories of a source and of its views, over random schemas, with
+//! refreshes in between. After each refresh the view equals its definition at
+//! the reported source version, evaluated from scratch, and equals what
+//! lancedb's own refresh makes of a view of the same definition.
 //!
-//! `RELANCE_HISTORIES` says how many (default 40), `RELANCE_SEED` where to
-//! start; a failure prints the seed of its history.
+//! `RELANCE_HISTORIES` says how many (default 24), `RELANCE_SEED` where to
+//! start. A failing history is cut down to the steps that matter and printed
+//! as `RELANCE_SEED=… RELANCE_STEPS=…`, which runs it again.
 
-use std::sync::Arc;
+mod changes;
+mod data;
+mod views;
 
-use arrow_array::RecordBatchIterator;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use futures::StreamExt;
-use lance::Dataset;
-use lance::dataset::optimize::{CompactionOptions, compact_files};
-use lance::dataset::{
-    MergeInsertBuilder, NewColumnTransform, UpdateBuilder, WhenMatched, WhenNotMatched, WriteMode,
-    WriteParams,
-};
+use lance::dataset::WriteMode;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use relance::engine::error::EngineError;
+use relance::engine::outcome::{Mode, Outcome};
+use relance::engine::refresh::Request;
 
-use crate::support::{Db, Form, SHAPES, foreign, rows_of};
+use crate::support::{Db, Form, number, request};
+use changes::{Source, change_view};
+use data::new_schema;
+use views::View;
 
-const STEPS: usize = 12;
+const STEPS: usize = 24;
+const VIEWS: usize = 3;
+/// How many runs are spent on cutting a failure down.
+const CUTS: usize = 60;
+
+/// A history: where it starts, and the seed of each of its steps.
+#[derive(Clone, Debug)]
+struct History {
+    seed: u64,
+    steps: Vec<u64>,
+}
+
+/// What the histories did, to see that they did it.
+static TALLY: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
+
+fn tally(what: impl Into<String>) {
+    *TALLY.lock().unwrap().entry(what.into()).or_default() += 1;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_any_history_a_view_equals_its_definition() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name)
-            .ok()
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(default)
-    };
-    let histories = number("RELANCE_HISTORIES", 40);
     let first = number("RELANCE_SEED", 1);
-    futures::stream::iter(first..first + histories)
-        .for_each_concurrent(4, |seed| async move {
-            println!("history with RELANCE_SEED={seed}");
-            if let Err(error) = tokio::spawn(history(seed)).await {
-                panic!("run again with RELANCE_SEED={seed} RELANCE_HISTORIES=1: {error}");
+    let steps: Option<Vec<u64>> = std::env::var("RELANCE_STEPS")
+        .ok()
+        .map(|s| s.split(',').filter_map(|n| n.parse().ok()).collect());
+    let histories = match steps {
+        Some(_) => 1,
+        None => number("RELANCE_HISTORIES", 24),
+    };
+    let failures: Vec<String> = futures::stream::iter(first..first + histories)
+        .map(|seed| {
+            let steps = steps.clone();
+            async move {
+                let whole = History {
+                    seed,
+                    steps: steps.unwrap_or_else(|| {
+                        let mut random = StdRng::seed_from_u64(seed);
+                        (0..STEPS).map(|_| random.random()).collect()
+                    }),
+                };
+                match run(&whole).await {
+                    Ok(()) => None,
+                    Err(why) => Some(shrunk(whole, why).await),
+                }
             }
         })
+        .buffer_unordered(4)
+        .filter_map(|failure| async { failure })
+        .collect()
         .await;
+    println!("{histories} histories from RELANCE_SEED={first}:");
+    for (what, count) in TALLY.lock().unwrap().iter() {
+        println!("{count:8} {what}");
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
 
-async fn history(seed: u64) {
-    let mut random = StdRng::seed_from_u64(seed);
-    let stable = random.random_bool(0.5);
-    let mut db = Db::new(stable);
-    let rows = random.random_range(0..80);
-    let batch = db.batch(rows);
-    db.write(batch, WriteMode::Create, random.random_range(5..40))
-        .await;
+/// Runs a history in a task of its own, so that a panic is a failure too.
+async fn run(history: &History) -> Result<(), String> {
+    let history = history.clone();
+    match tokio::spawn(async move { live(&history).await }).await {
+        Ok(result) => result,
+        Err(panic) => Err(format!("it panicked: {panic}")),
+    }
+}
+
+/// The fewest steps that still fail, as far as [`CUTS`] runs can tell.
+async fn shrunk(mut history: History, mut why: String) -> String {
+    let mut cuts = 0;
+    let mut size = history.steps.len() / 2;
+    while size > 0 && cuts < CUTS {
+        let mut at = 0;
+        while at < history.steps.len() && cuts < CUTS {
+            let mut fewer = history.clone();
+            fewer.steps.drain(at..(at + size).min(history.steps.len()));
+            cuts += 1;
+            match run(&fewer).await {
+                Err(still) => (history, why) = (fewer, still),
+                Ok(()) => at += size,
+            }
+        }
+        size /= 2;
+    }
+    let steps: Vec<String> = history.steps.iter().map(u64::to_string).collect();
+    format!(
+        "RELANCE_SEED={} RELANCE_STEPS={}: {why}",
+        history.seed,
+        steps.join(",")
+    )
+}
+
+async fn live(history: &History) -> Result<(), String> {
+    let mut random = StdRng::seed_from_u64(!history.seed);
+    let db = Db::new(random.random_bool(0.5));
+    let key = ["id", "Row Id", "key"][random.random_range(0..3)].to_string();
+    let schema = new_schema(&mut random, &key);
+    let mut source = Source { key, next_id: 0 };
+    let count = random.random_range(0..80);
+    let per_file = random.random_range(5..40);
+    source
+        .write(&db, &schema, count, WriteMode::Create, per_file)
+        .await
+        .map_err(|e| format!("the source could not be written: {e}"))?;
+    let mut log = vec![format!(
+        "{schema:?} with {count} rows, stable row ids: {}",
+        db.stable_row_ids
+    )];
     let mut views = Vec::new();
-    for shape in SHAPES {
+    for n in 0..VIEWS {
         // The older form stands on stable row ids.
-        let form = if stable && random.random_bool(0.5) {
+        let form = if db.stable_row_ids && random.random_bool(0.5) {
             Form::Provenance
         } else {
             Form::Plain
         };
-        db.create_view(shape.name, shape.sql, form).await;
-        views.push((shape, form));
+        let mut view = View::new(&mut random, &schema, &source.key, form, n);
+        let sql = view.sql();
+        if let Err(error) = db.try_create_view(&view.name, &sql, form).await {
+            tally(format!("lancedb creates no such view: {error}"));
+            continue;
+        }
+        db.create_view(&view.twin, &sql, Form::Plain).await;
+        view.types = match view.evaluated(&db, form, 1).await {
+            Ok((types, _)) => types,
+            Err(_) => Vec::new(),
+        };
+        log.push(format!("{} {form:?} is {sql}", view.name));
+        views.push(view);
     }
-    let mut log = Vec::new();
-    for _ in 0..STEPS {
-        log.push(change_source(&mut db, &mut random).await);
-        if random.random_bool(0.3) {
-            let (shape, _) = &views[random.random_range(0..views.len())];
-            log.push(change_view(&db, shape.name, &mut random).await);
-        }
-        for (shape, form) in &views {
-            if random.random_bool(0.5) {
-                continue;
-            }
-            let before = db.rows(shape.name).await;
-            match db.refresh(shape.name).await {
-                Ok(outcome) => {
-                    let expected = db.evaluated(shape, *form, outcome.source_version).await;
-                    assert_eq!(
-                        db.rows(shape.name).await,
-                        expected,
-                        "seed {seed}: {} ({form:?}, stable {stable}) after {log:?}, {outcome:?}",
-                        shape.name
-                    );
-                    assert_eq!(
-                        outcome.source_version,
-                        db.open("src").await.version().version
-                    );
-                    log.push(format!("refresh {} {:?}", shape.name, outcome.mode));
-                }
-                Err(error) => {
-                    // Only a source without a column that the view reads may
-                    // make it fail, and the view is then as it was.
-                    let source = db.open("src").await;
-                    let reads = ["x", "name", "tags"]
-                        .into_iter()
-                        .any(|c| shape.sql.contains(c) && source.schema().field(c).is_none());
-                    assert!(
-                        matches!(error, EngineError::DefinitionMismatch { .. }) && reads,
-                        "seed {seed}: {} after {log:?}: {error}",
-                        shape.name
-                    );
-                    assert_eq!(db.rows(shape.name).await, before);
-                    log.push(format!("refused {}", shape.name));
-                }
-            }
-        }
+    if views.is_empty() {
+        return Ok(());
     }
-}
-
-async fn change_source(db: &mut Db, random: &mut StdRng) -> String {
-    let mut source = db.open("src").await;
-    let has = |source: &Dataset, name: &str| source.schema().field(name).is_some();
-    let whole = ["id", "x", "name", "tags"]
-        .into_iter()
-        .all(|c| has(&source, c))
-        && source.schema().fields.len() == 4;
-    let some_id = random.random_range(0..120);
-    match random.random_range(0..12) {
-        0..=2 if whole => {
-            let rows = random.random_range(1..30);
-            let batch = db.batch(rows);
-            db.write(batch, WriteMode::Append, random.random_range(3..40))
-                .await;
-            format!("append {rows}")
-        }
-        3 => {
-            source
-                .delete(&format!("id % 9 = {}", some_id % 9))
+    for seed in &history.steps {
+        let mut random = StdRng::seed_from_u64(*seed);
+        let view = &views[random.random_range(0..views.len())];
+        let told = match random.random_range(0..24) {
+            0..=8 => match source.change(&db, &mut random).await {
+                Ok(told) => told,
+                Err(error) => could_not(&error),
+            },
+            9..=11 => match change_view(&db, &view.name, &mut random).await {
+                Ok(told) => told,
+                Err(error) => could_not(&error),
+            },
+            _ => refresh(&db, view, &mut random)
                 .await
-                .unwrap();
-            "delete".into()
-        }
-        4 if has(&source, "x") => {
-            UpdateBuilder::new(Arc::new(source))
-                .update_where(&format!("id > {some_id} AND id < {}", some_id + 8))
-                .unwrap()
-                .set("x", "coalesce(x, 0) + 17")
-                .unwrap()
-                .build()
-                .unwrap()
-                .execute()
-                .await
-                .unwrap();
-            "update".into()
-        }
-        5 if whole => {
-            let mut ids: Vec<i64> = (some_id..some_id + 10).collect();
-            let fresh = db.batch(3);
-            ids.retain(|id| *id < 100_000);
-            let batch = rows_of(ids.into_iter().map(|id| id * 1000 + 7).collect());
-            let schema = batch.schema();
-            let reader = RecordBatchIterator::new([Ok(batch), Ok(fresh)], schema);
-            let mut builder =
-                MergeInsertBuilder::try_new(Arc::new(source), vec!["id".into()]).unwrap();
-            builder
-                .when_matched(WhenMatched::UpdateAll)
-                .when_not_matched(WhenNotMatched::InsertAll);
-            builder
-                .try_build()
-                .unwrap()
-                .execute_reader(Box::new(reader))
-                .await
-                .unwrap();
-            "merge-insert".into()
-        }
-        6 => {
-            compact_files(&mut source, CompactionOptions::default(), None)
-                .await
-                .unwrap();
-            "compact".into()
-        }
-        7 => {
-            let name = format!("extra{some_id}");
-            if has(&source, &name) {
-                return "nothing".into();
-            }
-            source
-                .add_columns(
-                    NewColumnTransform::SqlExpressions(vec![(name, "id * 5".into())]),
-                    None,
-                    None,
-                )
-                .await
-                .unwrap();
-            "add a column".into()
-        }
-        8 => {
-            let extras: Vec<String> = source
-                .schema()
-                .fields
-                .iter()
-                .map(|f| f.name.clone())
-                .filter(|n| n.starts_with("extra") || (n == "name" && some_id < 15))
-                .collect();
-            let extras: Vec<&str> = extras.iter().map(String::as_str).collect();
-            if extras.is_empty() {
-                return "nothing".into();
-            }
-            source.drop_columns(&extras).await.unwrap();
-            format!("drop {extras:?}")
-        }
-        9 => {
-            let versions = source.versions().await.unwrap();
-            let at = versions[random.random_range(0..versions.len())].version;
-            let mut old = source.checkout_version(at).await.unwrap();
-            old.restore().await.unwrap();
-            format!("restore {at}")
-        }
-        10 if random.random_bool(0.5) => {
-            let rows = random.random_range(0..60);
-            let batch = db.batch(rows);
-            db.write(batch, WriteMode::Overwrite, random.random_range(5..40))
-                .await;
-            format!("overwrite with {rows}")
-        }
-        _ => {
-            source
-                .cleanup_old_versions(chrono_zero(), Some(true), Some(false))
-                .await
-                .unwrap();
-            "clean up".into()
-        }
+                .map_err(|why| format!("{why}\nafter {log:#?}"))?,
+        };
+        log.push(told);
     }
-}
-
-fn chrono_zero() -> chrono::Duration {
-    chrono::Duration::zero()
-}
-
-async fn change_view(db: &Db, name: &str, random: &mut StdRng) -> String {
-    let mut view = db.open(name).await;
-    let what = match random.random_range(0..5) {
-        0 => {
-            compact_files(&mut view, CompactionOptions::default(), None)
-                .await
-                .unwrap();
-            "compacts"
-        }
-        1 => {
-            let schema = arrow_schema::Schema::from(view.schema());
-            let numbers = |f: &&std::sync::Arc<arrow_schema::Field>| {
-                *f.data_type() == arrow_schema::DataType::Int64
-            };
-            let column = schema.fields().iter().find(numbers).unwrap().name();
-            view.delete(&format!("{column} % 2 = 0")).await.unwrap();
-            "deletes from"
-        }
-        2 => {
-            let schema = arrow_schema::Schema::from(view.schema());
-            let batch = foreign(&schema);
-            let schema = batch.schema();
-            Dataset::write(
-                RecordBatchIterator::new([Ok(batch)], schema),
-                &db.path(name),
-                Some(WriteParams {
-                    mode: WriteMode::Append,
-                    ..Default::default()
-                }),
-            )
+    let mut random = StdRng::seed_from_u64(history.seed);
+    for view in &views {
+        let told = refresh(&db, view, &mut random)
             .await
-            .unwrap();
-            "appends to"
-        }
-        3 => {
-            view.cleanup_old_versions(chrono_zero(), Some(true), Some(false))
-                .await
-                .unwrap();
-            "cleans up"
-        }
-        _ => {
-            let versions = view.versions().await.unwrap();
-            let at = versions[random.random_range(0..versions.len())].version;
-            let mut old = view.checkout_version(at).await.unwrap();
-            old.restore().await.unwrap();
-            "restores"
-        }
+            .map_err(|why| format!("{why}\nafter {log:#?}"))?;
+        log.push(told);
+    }
+    Ok(())
+}
+
+/// Lance has limits of its own.
+fn could_not(error: &lance::Error) -> String {
+    let line = error.to_string();
+    let line: String = line.chars().take(90).collect();
+    tally(format!("lance could not: {line}"));
+    format!("lance could not: {line}")
+}
+
+async fn refresh(db: &Db, view: &View, random: &mut StdRng) -> Result<String, String> {
+    let mut asked = request(&view.name);
+    let versions = db.open("src").await.versions().await.unwrap();
+    let mut workers = 1;
+    match random.random_range(0..20) {
+        0 => asked.full = true,
+        1..=2 => asked.src_version = Some(versions[random.random_range(0..versions.len())].version),
+        3 => asked.max_rows_per_fragment = Some(random.random_range(1..30)),
+        4 => workers = random.random_range(2..4),
+        _ => {}
+    }
+    let version = match asked.src_version {
+        Some(version) => version,
+        None => db.open("src").await.version().version,
     };
-    format!("someone {what} {name}")
+    let before = db.rows(&view.name).await;
+    let expected = view.evaluated(db, view.form, version).await;
+    match shared(db, &asked, workers).await {
+        Ok(outcome) => {
+            let told = format!("{:?} by {asked:?}", outcome.mode);
+            let (_, expected) =
+                expected.map_err(|e| format!("{told}, and from scratch it is: {e}"))?;
+            same(&view.name, &told, &db.rows(&view.name).await, &expected)?;
+            if outcome.source_version != version {
+                return Err(format!("{told}, asked for version {version}: {outcome:?}"));
+            }
+            tally(format!("{:?}", outcome.mode));
+            compare_with_lancedb(db, view, version, &told).await?;
+            if random.random_bool(0.2) {
+                stays(db, view, &asked).await?;
+            }
+            Ok(format!("{} {told}", view.name))
+        }
+        Err(error) => {
+            let now = db.rows(&view.name).await;
+            same(&view.name, "failed", &now, &before)?;
+            let right = match &error {
+                EngineError::DefinitionMismatch { .. } => match &expected {
+                    Err(_) => true,
+                    Ok((types, _)) => {
+                        *types != view.types || lancedb(db, view, version).await.is_err()
+                    }
+                },
+                EngineError::EvaluationFailed { .. } => {
+                    expected.is_err() || lancedb(db, view, version).await.is_err()
+                }
+                _ => false,
+            };
+            if !right {
+                return Err(format!("{}: refused by {error}", view.name));
+            }
+            tally(error.reason());
+            Ok(format!("{} refused by {error}", view.name))
+        }
+    }
+}
+
+/// One refresh by several workers at once: all of them say the same.
+async fn shared(db: &Db, asked: &Request, workers: u32) -> Result<Outcome, EngineError> {
+    let runs = (0..workers).map(|index| {
+        db.refresh_as(Request {
+            workers,
+            index,
+            ..asked.clone()
+        })
+    });
+    let mut outcomes = futures::future::join_all(runs).await;
+    let first = outcomes.swap_remove(0);
+    for other in outcomes {
+        match (&first, &other) {
+            (Ok(first), Ok(other)) => assert_eq!(first, other, "workers of one refresh"),
+            (Err(first), Err(other)) => assert_eq!(first.reason(), other.reason()),
+            _ => panic!("workers of one refresh ended as {first:?} and {other:?}"),
+        }
+    }
+    first
+}
+
+/// What was refreshed just now needs nothing.
+async fn stays(db: &Db, view: &View, asked: &Request) -> Result<(), String> {
+    let again = Request {
+        refresh: request(&view.name).refresh,
+        full: false,
+        ..asked.clone()
+    };
+    match db.refresh_as(again).await {
+        Ok(outcome) if outcome.mode == Mode::NoOp => Ok(()),
+        other => Err(format!(
+            "{}: refreshed twice, and the second one did {other:?}",
+            view.name
+        )),
+    }
+}
+
+/// Has lancedb refresh the view's twin.
+async fn lancedb(db: &Db, view: &View, version: u64) -> lancedb::Result<()> {
+    let twin = db
+        .lancedb()
+        .await
+        .open_materialized_view(&view.twin)
+        .await?;
+    twin.refresh().source_version(version).execute().await?;
+    Ok(())
+}
+
+async fn compare_with_lancedb(
+    db: &Db,
+    view: &View,
+    version: u64,
+    told: &str,
+) -> Result<(), String> {
+    if let Err(error) = lancedb(db, view, version).await {
+        let line: String = error.to_string().chars().take(90).collect();
+        tally(format!("lancedb could not: {line}"));
+        return Ok(());
+    }
+    tally("equal to lancedb's");
+    let (_, ours) = match view.form {
+        Form::Plain => {
+            return same(
+                &view.name,
+                told,
+                &db.rows(&view.name).await,
+                &db.rows(&view.twin).await,
+            );
+        }
+        // Without the column of row ids, which the twin has not.
+        Form::Provenance => view.evaluated(db, Form::Plain, version).await?,
+    };
+    same(&view.twin, told, &db.rows(&view.twin).await, &ours)
+}
+
+fn same(view: &str, told: &str, found: &[String], expected: &[String]) -> Result<(), String> {
+    if found == expected {
+        return Ok(());
+    }
+    let missing: Vec<&String> = expected
+        .iter()
+        .filter(|r| !found.contains(r))
+        .take(5)
+        .collect();
+    let surplus: Vec<&String> = found
+        .iter()
+        .filter(|r| !expected.contains(r))
+        .take(5)
+        .collect();
+    Err(format!(
+        "{view} ({told}) has {} rows and should have {}; missing {missing:?}, surplus {surplus:?}",
+        found.len(),
+        expected.len()
+    ))
 }
