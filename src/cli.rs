@@ -140,6 +140,9 @@ pub struct RefreshArgs {
     /// Most rows in a fragment that is written.
     #[arg(long, value_name = "N")]
     pub max_rows_per_fragment: Option<u64>,
+    /// Then bring the view's indices up to date, so that they cover its new rows too.
+    #[arg(long)]
+    pub optimize_indices: bool,
     /// Print the result as one JSON object on the last line, and no progress bar.
     #[arg(long)]
     pub json: bool,

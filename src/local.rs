@@ -24,6 +24,7 @@ pub async fn refresh_view(args: &RefreshArgs) -> Result<(), EngineError> {
         src_version: args.src_version,
         full: args.full,
         max_rows_per_fragment: args.max_rows_per_fragment,
+        optimize_indices: args.optimize_indices,
         ..Default::default()
     };
     let (sender, receiver) = watch::channel(Progress::default());
@@ -47,6 +48,7 @@ pub async fn refresh_view(args: &RefreshArgs) -> Result<(), EngineError> {
             "bytesWritten": outcome.bytes_written,
             "unitsTotal": outcome.units_total,
             "unitsKept": outcome.units_kept,
+            "unindexedRows": outcome.unindexed_rows,
         });
         format!("{result}\n")
     } else {
@@ -147,8 +149,9 @@ async fn row(catalog: &Catalog, info: &ViewInfo) -> Row {
     let (state, message) = match info.require_refreshable() {
         Err(error) => ("Unsupported", error.to_string()),
         Ok(()) => match freshness::check(catalog, info, None).await {
-            Ok(Freshness::Current { source_version, .. }) => {
-                ("Current", format!("equals source version {source_version}"))
+            Ok(Freshness::Current(current)) => {
+                let equals = format!("equals source version {}", current.source_version);
+                ("Current", equals)
             }
             Ok(Freshness::Stale { why }) => ("Stale", why),
             Err(error) => ("Broken", error.to_string()),

@@ -51,6 +51,9 @@ pub struct Task {
     /// Units that one pod computes at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intra_applier_concurrency: Option<u32>,
+    /// Bring the view's indices up to date, once its rows are right.
+    #[serde(default)]
+    pub optimize_indices: bool,
 }
 
 /// One line of a worker's standard output: cumulative, so that any one of them

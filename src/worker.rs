@@ -76,6 +76,7 @@ async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
         threads: task.intra_applier_concurrency.map(|n| n as usize),
         workers: task.concurrency.unwrap_or(1),
         index,
+        optimize_indices: task.optimize_indices,
     };
     let result = refresh(&catalog, &request, &sender).await;
     drop(sender);

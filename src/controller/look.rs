@@ -54,10 +54,7 @@ async fn view(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<World,
         }
         let version = refresh.spec.src_version.and_then(|v| u64::try_from(v).ok());
         let current = match freshness::check(&catalog, &view, version).await? {
-            Freshness::Current {
-                source_version,
-                view_version,
-            } => Some((source_version, view_version)),
+            Freshness::Current(current) => Some(current),
             Freshness::Stale { .. } => None,
         };
         Ok::<_, WorldError>((view.uri, current))

@@ -18,10 +18,12 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::status;
+use crate::engine::freshness::Current;
 use crate::engine::outcome::Outcome;
 pub use crate::launch::state::{JobEnd, JobState};
 use crate::resources::{
-    MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase, Progress, reasons,
+    MaterializedViewRefresh, MaterializedViewRefreshSpec, MaterializedViewRefreshStatus, Phase,
+    Progress, reasons,
 };
 
 /// What is known of one refresh. `None` in an optional field: not looked at in this pass.
@@ -66,8 +68,8 @@ pub enum World {
     Ready {
         /// The view's resolved table URI.
         uri: String,
-        /// Source and view version, where the view is current already.
-        current: Option<(u64, u64)>,
+        /// What the view equals, where it is current already.
+        current: Option<Current>,
     },
 }
 
@@ -292,10 +294,10 @@ fn queued(seen: &Observed) -> Action {
         }
         Some(World::Unavailable(why)) => return say(seen, why, Pause::BackOff),
         Some(World::Ready {
-            current: Some((source, view)),
+            current: Some(current),
             ..
-        }) if !seen.refresh.spec.full => {
-            return end(status::already_current(seen, *source, *view));
+        }) if !leaves_work(&seen.refresh.spec, current) => {
+            return end(status::already_current(seen, current));
         }
         Some(World::Ready { uri, .. }) => Some(uri.clone()),
         None => None,
@@ -317,6 +319,11 @@ fn queued(seen: &Observed) -> Action {
         (Some(Turn::Now), None) => Action::Look(Look::World),
         (Some(Turn::Now), Some(uri)) => step(status::intent(seen, uri), reasons::LAUNCHING, false),
     }
+}
+
+/// Whether a refresh of a view that is current has something to do all the same.
+fn leaves_work(spec: &MaterializedViewRefreshSpec, current: &Current) -> bool {
+    spec.full || (spec.optimize_indices && current.unindexed_rows.is_some_and(|rows| rows > 0))
 }
 
 /// Running: the intent to create its Job is written, or its UID is.

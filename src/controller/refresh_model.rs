@@ -399,6 +399,7 @@ impl Model {
             bytes_written: 1,
             units_total: 1,
             units_kept: 0,
+            unindexed_rows: None,
         };
         self.stored[of].committed.get_or_insert(outcome);
     }

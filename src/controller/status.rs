@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::refresh::{JobState, Observed, ProgressSeen};
+use crate::engine::freshness::Current;
 use crate::engine::outcome::{self, Outcome};
 use crate::resources::reasons::{self, condition};
 use crate::resources::{JobRef, MaterializedViewRefreshStatus as Status, Mode, Phase, Progress};
@@ -116,18 +117,19 @@ pub fn resumed(seen: &Observed) -> Status {
 }
 
 /// The view was right already.
-pub fn already_current(seen: &Observed, source_version: u64, view_version: u64) -> Status {
+pub fn already_current(seen: &Observed, current: &Current) -> Status {
     finished(
         seen,
         &Outcome {
             mode: outcome::Mode::NoOp,
-            source_version,
+            source_version: current.source_version,
             source_versions: BTreeMap::new(),
-            view_version,
+            view_version: current.view_version,
             rows_written: 0,
             bytes_written: 0,
             units_total: 0,
             units_kept: 0,
+            unindexed_rows: current.unindexed_rows,
         },
         reasons::UP_TO_DATE,
     )
@@ -158,6 +160,7 @@ fn finished(seen: &Observed, outcome: &Outcome, reason: &str) -> Status {
     status.mode = Some(mode);
     status.source_version = Some(number(outcome.source_version));
     status.view_version = Some(number(outcome.view_version));
+    status.unindexed_rows = outcome.unindexed_rows.map(number);
     status.progress = Some(Progress {
         units_done: number(outcome.units_total),
         units_total: number(outcome.units_total),

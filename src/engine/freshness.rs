@@ -38,17 +38,24 @@ impl Record {
     }
 }
 
+/// What a view equals that is current.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// The source version that the view equals; of the first source by name,
+    /// where it reads several.
+    pub source_version: u64,
+    /// The view's version.
+    pub view_version: u64,
+    /// Rows of the view that one of its indices does not cover yet; `None`
+    /// where it has no index.
+    pub unindexed_rows: Option<u64>,
+}
+
 /// Whether a view is current.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Freshness {
     /// A refresh would be a NoOp.
-    Current {
-        /// The source version that the view equals; of the first source by
-        /// name, where it reads several.
-        source_version: u64,
-        /// The view's version.
-        view_version: u64,
-    },
+    Current(Current),
     /// A refresh must look closer.
     Stale {
         /// Why, in a few words.
@@ -85,10 +92,11 @@ pub async fn check(
     let found = super::view::read(&view.id, &view.uri, &table)?;
     let now = Record::new(&found, &table, &sources);
     if record == now {
-        return Ok(Freshness::Current {
+        return Ok(Freshness::Current(Current {
             source_version: now.sources.first().map_or(0, |s| s.version),
             view_version: now.view.version,
-        });
+            unindexed_rows: super::indices::unindexed_rows(&table).await?,
+        }));
     }
     if record.definition != now.definition || record.sources.len() != now.sources.len() {
         return stale("its definition was changed".to_string());

@@ -46,6 +46,7 @@ pub mod execute;
 pub mod fingerprint;
 pub mod freshness;
 pub mod history;
+pub mod indices;
 pub mod ledger;
 pub mod outcome;
 pub mod paths;

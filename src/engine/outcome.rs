@@ -55,6 +55,10 @@ pub struct Outcome {
     pub units_total: u64,
     /// Units whose rows were already right.
     pub units_kept: u64,
+    /// Rows of the view that one of its indices does not cover yet. Absent
+    /// where the view has no index, or nobody looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unindexed_rows: Option<u64>,
 }
 
 impl Outcome {

@@ -15,8 +15,9 @@ use super::execute::{UnitError, Workbench};
 use super::fingerprint::Fingerprint;
 use super::freshness;
 use super::history::History;
+use super::indices;
 use super::ledger::{self, Claim, Ledger};
-use super::outcome::{self, Outcome};
+use super::outcome::{self, Mode, Outcome};
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
 use super::view;
@@ -49,6 +50,8 @@ pub struct Request {
     pub workers: u32,
     /// Which of them this is, from 0.
     pub index: u32,
+    /// Bring the view's indices up to date, once its rows are right.
+    pub optimize_indices: bool,
 }
 
 /// How far a refresh is. Cumulative.
@@ -85,6 +88,7 @@ pub async fn refresh(
         progress,
         staged: HashMap::new(),
         since: None,
+        landed: false,
     };
     for n in 1..=MAX_PLANS {
         let Some(work) = run.plan(n).await? else {
@@ -127,6 +131,8 @@ struct Run<'a> {
     staged: HashMap<Fingerprint, Claim>,
     /// The view's version at the first plan: nothing of this refresh is older.
     since: Option<u64>,
+    /// Whether this worker's commit is the one that landed.
+    landed: bool,
 }
 
 impl Run<'_> {
@@ -338,6 +344,7 @@ impl Run<'_> {
             match commit::attempt(&table, &judgement, properties).await? {
                 Attempt::Landed(version) => {
                     if let Some(table) = self.verified(work, version, &judgement).await? {
+                        self.landed = true;
                         let outcome = Outcome {
                             view_version: version,
                             ..outcome
@@ -379,12 +386,25 @@ impl Run<'_> {
         Ok(right.then_some(table))
     }
 
-    /// After the view is right: the watermark of older clients, the records,
-    /// and the removal of what was only needed on the way. None of it can
+    /// After the view is right: its indices, the watermark of older clients, the
+    /// records, and the removal of what was only needed on the way. None of it can
     /// make the refresh fail any more, except that its outcome must be found.
     async fn finish(&self, work: &Work, outcome: Outcome, table: Dataset) -> Result<Outcome> {
         let mut outcome = outcome;
         let mut table = table;
+        if self.request.optimize_indices {
+            if let Some(done) = self.left_to_others(&outcome).await? {
+                return Ok(done);
+            }
+            match indices::optimize(self.catalog, &work.view.uri, &table).await {
+                Ok(Some(optimized)) => {
+                    outcome.view_version = optimized.version().version;
+                    table = optimized;
+                }
+                Ok(None) => warn!("the view changed before its indices were brought up to date"),
+                Err(error) => warn!(%error, "the view's indices were not brought up to date"),
+            }
+        }
         if let ([source], true) = (
             work.bench.sources.as_slice(),
             work.bench.planned.provenance(),
@@ -397,6 +417,10 @@ impl Run<'_> {
                 Ok(None) => warn!("the view changed before its watermark could be written"),
                 Err(error) => warn!(%error, "the view's watermark could not be written"),
             }
+        }
+        match indices::unindexed_rows(&table).await {
+            Ok(rows) => outcome.unindexed_rows = rows,
+            Err(error) => warn!(%error, "the view's indices could not be read"),
         }
         let outcome = outcome::record(&self.objects, &self.request.refresh, &outcome).await?;
         let tidied = async {
@@ -416,6 +440,26 @@ impl Run<'_> {
             warn!(%error, "the view is right; its records could not all be written");
         }
         Ok(outcome)
+    }
+
+    /// Bringing indices up to date is one worker's work: that of the one whose
+    /// commit landed, or of the first where there was nothing to commit. The
+    /// others wait until it has recorded the outcome, since the first worker to
+    /// end may end them all; but not for ever, for it may have died.
+    async fn left_to_others(&self, outcome: &Outcome) -> Result<Option<Outcome>> {
+        let nothing = outcome.mode == Mode::NoOp;
+        if self.landed || self.request.workers <= 1 || (nothing && self.request.index == 0) {
+            return Ok(None);
+        }
+        let path = paths::outcome(self.objects.root(), &self.request.refresh);
+        let patience = tokio::time::Instant::now() + indices::LEFT_FOR;
+        while tokio::time::Instant::now() < patience {
+            if let Some(done) = self.objects.get(&path).await? {
+                return Ok(Some(done));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Ok(None)
     }
 }
 

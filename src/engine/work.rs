@@ -133,6 +133,7 @@ impl Work {
             bytes_written: 0,
             units_total: units,
             units_kept: units,
+            unindexed_rows: None,
         }
     }
 

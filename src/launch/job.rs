@@ -185,6 +185,7 @@ pub fn task(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec, hom
         intra_applier_concurrency: spec
             .intra_applier_concurrency
             .and_then(|v| u32::try_from(v).ok()),
+        optimize_indices: spec.optimize_indices,
     }
 }
 

@@ -17,7 +17,7 @@ use super::status::MaterializedViewRefreshStatus;
 pub const MUTABLE: [&str; 4] = ["suspend", "cancel", "priority", "ttlSecondsAfterFinished"];
 
 /// The spec's fields that may neither change nor be added or removed later.
-pub const IMMUTABLE: [&str; 12] = [
+pub const IMMUTABLE: [&str; 13] = [
     "view",
     "cluster",
     "srcVersion",
@@ -28,6 +28,7 @@ pub const IMMUTABLE: [&str; 12] = [
     "intraApplierConcurrency",
     "sourceTaskSize",
     "outputLimit",
+    "optimizeIndices",
     "manifestSecretRef",
     "manifestChecksum",
 ];
@@ -61,6 +62,7 @@ pub const IMMUTABLE: [&str; 12] = [
     printcolumn(name = "Job", type_ = "string", json_path = ".status.job.name", description = "The Job that runs the refresh.", priority = 1),
     printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority", description = "Higher goes first.", priority = 1),
     printcolumn(name = "Completed", type_ = "date", json_path = ".status.completionTime", description = "Time since the refresh ended.", priority = 1),
+    printcolumn(name = "Unindexed", type_ = "integer", json_path = ".status.unindexedRows", description = "Rows that one of the view's indices does not cover yet.", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", description = "What is going on, why it waits, or how it ended.", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
@@ -106,6 +108,9 @@ pub struct MaterializedViewRefreshSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub output_limit: Option<i64>,
+    /// Bring the view's indices up to date once its rows are right, so that they cover the new ones too. A refresh whose rows are right succeeds whether or not this does; `status.unindexedRows` tells.
+    #[serde(default)]
+    pub optimize_indices: bool,
     /// Secret in this namespace whose key `manifest` holds, as JSON, the Geneva manifest to use for this refresh in place of the one stored with the view. A Secret, because its environment variables may be tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_secret_ref: Option<SecretRef>,
@@ -162,6 +167,7 @@ impl MaterializedViewRefreshSpec {
             intra_applier_concurrency: None,
             source_task_size: None,
             output_limit: None,
+            optimize_indices: false,
             manifest_secret_ref: None,
             manifest_checksum: None,
             suspend: false,

@@ -87,6 +87,9 @@ pub struct MaterializedViewRefreshStatus {
     /// How the view was brought up to date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// Rows of the view that one of its indices does not cover yet: queries find them by a scan. Absent where the view has no index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unindexed_rows: Option<i64>,
     /// How far the work is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,

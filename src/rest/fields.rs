@@ -14,7 +14,7 @@ use crate::resources::{MaterializedViewRefreshSpec, names, validate};
 const TTL_SECONDS: i64 = 7 * 24 * 60 * 60;
 
 /// The request's name of a field, and the resource's.
-const FIELDS: [(&str, &str); 9] = [
+const FIELDS: [(&str, &str); 10] = [
     ("src_version", "srcVersion"),
     ("full", "full"),
     ("expected_incarnation", "expectedIncarnation"),
@@ -23,6 +23,7 @@ const FIELDS: [(&str, &str); 9] = [
     ("intra_applier_concurrency", "intraApplierConcurrency"),
     ("source_task_size", "sourceTaskSize"),
     ("output_limit", "outputLimit"),
+    ("optimize_indices", "optimizeIndices"),
     ("cluster", "cluster"),
 ];
 
@@ -147,7 +148,7 @@ mod tests {
         let spec = ask(json!({
             "id": ["ns", "v"], "src_version": 7, "full": true, "expected_incarnation": "i",
             "max_rows_per_fragment": 1000, "concurrency": 3, "intra_applier_concurrency": 2,
-            "source_task_size": 64, "output_limit": 10, "cluster": "big",
+            "source_task_size": 64, "output_limit": 10, "optimize_indices": true, "cluster": "big",
             "identity": {"api_key": "hush"}, "context": {"header.x": "y"}, "unknown": {"a": 1},
         }))
         .expect("good");
@@ -160,6 +161,7 @@ mod tests {
         expected.intra_applier_concurrency = Some(2);
         expected.source_task_size = Some(64);
         expected.output_limit = Some(10);
+        expected.optimize_indices = true;
         expected.cluster = "big".into();
         expected.ttl_seconds_after_finished = Some(604_800);
         assert_eq!(spec, expected);

@@ -4,6 +4,7 @@
 mod architecture;
 mod faults;
 mod histories;
+mod indices;
 mod interop;
 mod s3;
 mod scenarios;

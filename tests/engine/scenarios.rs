@@ -11,7 +11,7 @@ use lance_namespace::models::{CreateNamespaceRequest, DeclareTableRequest};
 use lance_namespace_impls::DirectoryNamespaceBuilder;
 use lancedb::materialized_view::definition_metadata_from_sql;
 use relance::engine::error::EngineError;
-use relance::engine::freshness::{self, Freshness};
+use relance::engine::freshness::{self, Current, Freshness};
 use relance::engine::outcome::{self, Mode};
 use relance::engine::refresh::Request;
 use relance::engine::view;
@@ -76,10 +76,11 @@ async fn freshness_is_told_without_planning() {
     };
     assert!(matches!(look(None).await, Freshness::Stale { .. }));
     let done = db.refresh("v").await.unwrap();
-    let current = Freshness::Current {
+    let current = Freshness::Current(Current {
         source_version: done.source_version,
         view_version: done.view_version,
-    };
+        unindexed_rows: None,
+    });
     assert_eq!(look(None).await, current);
     let more = db.batch(5);
     db.write(more, WriteMode::Append, 30).await;

@@ -24,7 +24,7 @@ async fn applying_the_same_yaml_again_changes_nothing_even_with_a_default_spelle
     assert_eq!(first.metadata.generation, second.metadata.generation);
     let third = apply(json!({"view": ["v"]})).await;
     assert_eq!(second.resource_version(), third.resource_version());
-    let spelled = json!({"view": ["v"], "cluster": "default", "full": false, "suspend": false, "cancel": false, "priority": 0});
+    let spelled = json!({"view": ["v"], "cluster": "default", "full": false, "optimizeIndices": false, "suspend": false, "cancel": false, "priority": 0});
     let nulled = json!({"view": ["v"], "full": null, "priority": null});
     for same in [spelled, nulled] {
         let applied = apply(same).await;

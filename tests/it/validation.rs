@@ -181,7 +181,7 @@ async fn what_was_asked_for_can_be_neither_changed_nor_added_to_nor_taken_from()
     let values = |field: &str| match field {
         "view" => (json!(["v"]), json!(["w"])),
         "cluster" => (json!("default"), json!("other")),
-        "full" => (json!(false), json!(true)),
+        "full" | "optimizeIndices" => (json!(false), json!(true)),
         "expectedIncarnation" => (json!("a"), json!("b")),
         "manifestSecretRef" => (json!({"name": "a"}), json!({"name": "b"})),
         "manifestChecksum" => (json!(HASH), json!(HASH.replace('b', "c"))),
@@ -201,7 +201,7 @@ async fn what_was_asked_for_can_be_neither_changed_nor_added_to_nor_taken_from()
             "{field} changed"
         );
         // Those with a default, or required, are never absent.
-        if !["view", "cluster", "full"].contains(&field) {
+        if !["view", "cluster", "full", "optimizeIndices"].contains(&field) {
             let removed = patched(&space, "full", json!({"spec": {field: null}})).await;
             assert!(
                 removed.is_err_and(|said| said.contains(&sentence)),

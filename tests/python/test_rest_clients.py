@@ -43,7 +43,7 @@ def test_the_namespace_client_sends_every_field(api, kubernetes, recorder):
     stored = kubernetes.refresh(job_id)
     assert stored["spec"] == {
         "view": ["v"], "srcVersion": 1, "maxRowsPerFragment": 1000, "concurrency": 2,
-        "intraApplierConcurrency": 3, "sourceTaskSize": 64, "cluster": "big", "full": False,
+        "intraApplierConcurrency": 3, "sourceTaskSize": 64, "cluster": "big", "full": False, "optimizeIndices": False,
         "suspend": False, "cancel": False, "priority": 0, "ttlSecondsAfterFinished": 604800,
     }  # fmt: skip
     assert "hush" not in json.dumps(stored)

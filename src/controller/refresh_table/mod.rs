@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::refresh::*;
+use crate::engine::freshness::Current;
 use crate::engine::outcome::{Mode, Outcome};
 use crate::resources::reasons::{self, condition};
 use crate::resources::{JobRef, MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase};
@@ -67,7 +68,15 @@ fn started(uid: Option<&str>, ago: i64) -> Observed {
     seen
 }
 
-fn ready(current: Option<(u64, u64)>) -> Option<World> {
+fn current() -> Current {
+    Current {
+        source_version: 7,
+        view_version: 3,
+        unindexed_rows: None,
+    }
+}
+
+fn ready(current: Option<Current>) -> Option<World> {
     Some(World::Ready {
         uri: "mem://v".into(),
         current,
@@ -84,6 +93,7 @@ fn outcome() -> Outcome {
         bytes_written: 400,
         units_total: 4,
         units_kept: 3,
+        unindexed_rows: None,
     }
 }
 

@@ -42,7 +42,7 @@ fn a_catalog_that_does_not_answer_leaves_the_refresh_queued_and_says_so() {
 #[test]
 fn a_current_view_needs_no_job() {
     let mut seen = seen(None);
-    seen.world = ready(Some((7, 3)));
+    seen.world = ready(Some(current()));
     let (status, _) = written(decide(&seen));
     assert_eq!(status.phase, Phase::Succeeded);
     assert_eq!(status.mode, Some(crate::resources::Mode::NoOp));
@@ -58,8 +58,28 @@ fn a_current_view_needs_no_job() {
 fn a_full_refresh_of_a_current_view_runs_all_the_same() {
     let mut seen = seen(None);
     seen.refresh.spec.full = true;
-    seen.world = ready(Some((7, 3)));
+    seen.world = ready(Some(current()));
     assert_eq!(decide(&seen), Action::Look(Look::Turn));
+}
+
+#[test]
+fn indices_that_lag_behind_a_current_view_are_a_job_for_one_who_asks() {
+    let mut seen = seen(None);
+    let mut lagging = current();
+    lagging.unindexed_rows = Some(5);
+    seen.world = ready(Some(lagging));
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Succeeded);
+    assert_eq!(status.unindexed_rows, Some(5));
+    seen.refresh.spec.optimize_indices = true;
+    assert_eq!(decide(&seen), Action::Look(Look::Turn));
+    // Nothing lags, or there is no index.
+    for rows in [Some(0), None] {
+        let mut current = current();
+        current.unindexed_rows = rows;
+        seen.world = ready(Some(current));
+        assert_eq!(written(decide(&seen)).0.phase, Phase::Succeeded);
+    }
 }
 
 #[test]
@@ -92,7 +112,7 @@ fn the_one_whose_turn_has_come_looks_at_the_world_again() {
     seen.turn = Some(Turn::Now);
     assert_eq!(decide(&seen), Action::Look(Look::World));
     // What ran before it brought the view to where this one would.
-    seen.world = ready(Some((7, 3)));
+    seen.world = ready(Some(current()));
     assert_eq!(
         ends(decide(&seen)),
         (Phase::Succeeded, reasons::UP_TO_DATE.into())
