@@ -149,7 +149,7 @@ async fn forge(database: &Database) {
     let table = database.open("v").await;
     let data = std::path::PathBuf::from(database.path("v")).join("data");
     let there = table.fragments().to_vec();
-    let staged: Vec<Fragment> = (0..work.inputs.len())
+    let staged: Vec<Fragment> = (0..work.inputs.fingerprints.len())
         .map(|at| copy(&there[at % there.len()], &data, at))
         .collect();
     let emptied = Operation::Delete {
@@ -166,6 +166,7 @@ async fn forge(database: &Database) {
     append(table, staged.clone()).await;
     let claims: Vec<Claim> = work
         .inputs
+        .fingerprints
         .iter()
         .zip(staged)
         .map(|(input, fragment)| Claim {

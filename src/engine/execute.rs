@@ -13,6 +13,7 @@ use super::error::EngineError;
 use super::fingerprint::Fingerprint;
 use super::ledger::Claim;
 use super::store::{first_line, is_missing};
+use super::unit::Extent;
 use super::view::sql::Planned;
 
 /// What units are computed from and written to. All of it at fixed versions.
@@ -52,16 +53,16 @@ impl Workbench {
         }
     }
 
-    /// Computes the rows of `fragments` (of the whole source, if `None`) and
+    /// Computes the view's rows of `extent` (of the whole source, if `None`) and
     /// stages them. The claim is not recorded yet.
     pub async fn compute(
         &self,
-        fragments: Option<Vec<Fragment>>,
+        extent: Option<Extent>,
         inputs: Vec<Fingerprint>,
     ) -> std::result::Result<Claim, UnitError> {
         let rows = self
             .planned
-            .evaluate(self.source()?, fragments)
+            .evaluate(self.source()?, extent.as_ref())
             .await
             .map_err(|e| self.sort(e))?;
         let mut rows = Box::pin(rows.peekable());

@@ -10,13 +10,16 @@
 //! - of each fragment: for each of those fields, the data files that hold it
 //!   or a child of it (a field that was rewritten is tombstoned in the old
 //!   file), or that none does; the deletion file; overlays on those fields;
-//!   the row ids, where the view holds them.
+//!   the row ids, where the view holds them;
+//! - of a slice of a huge fragment: the same, with the offsets of the rows
+//!   deleted within the slice in the deletion file's place.
 //!
 //! Out stay file sizes and the created/updated version columns, which move
 //! without any row changing.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 
 use lance_core::datatypes::{Field, Schema};
 use lance_table::format::{DataFile, Fragment};
@@ -25,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 /// Raised when the engine computes other rows from the same input, so that
 /// nothing an older engine claimed is kept.
-pub const ENGINE_VERSION: u32 = 1;
+pub const ENGINE_VERSION: u32 = 2;
 
 /// 128 bits of SHA-256 in lower-case hex.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -138,6 +141,64 @@ impl Reads {
 
     /// The fingerprint of what the view reads of `fragment`.
     pub fn fragment(&self, fragment: &Fragment) -> Fingerprint {
+        let mut hasher = self.base(fragment);
+        if let Some(deleted) = &fragment.deletion_file {
+            hasher.text("deleted");
+            hasher.number(fragment.id);
+            hasher.number(deleted.read_version);
+            hasher.number(deleted.id);
+            hasher.text(&format!("{:?}", deleted.file_type));
+            hasher.number(deleted.base_id.map_or(u64::MAX, u64::from));
+        }
+        hasher.finish()
+    }
+
+    /// The fingerprints of what the view reads of each of the `slices` (row
+    /// offsets) of `fragment`. `deleted` are the offsets of its deleted rows,
+    /// ascending: a slice's fingerprint moves only with the rows in it.
+    pub fn slices(
+        &self,
+        fragment: &Fragment,
+        slices: &[Range<u64>],
+        deleted: &[u32],
+    ) -> Vec<Fingerprint> {
+        let whole = self.base(fragment).finish();
+        slices
+            .iter()
+            .map(|rows| {
+                let mut hasher = Hasher::new("slice");
+                hasher.text(&whole.0);
+                hasher.number(rows.start);
+                hasher.number(rows.end);
+                let from = deleted.partition_point(|at| u64::from(*at) < rows.start);
+                let to = deleted.partition_point(|at| u64::from(*at) < rows.end);
+                for at in &deleted[from..to] {
+                    hasher.number(u64::from(*at));
+                }
+                hasher.finish()
+            })
+            .collect()
+    }
+
+    /// The ids of the fields that the view reads and `fragment` holds.
+    pub fn held(&self, fragment: &Fragment) -> BTreeSet<i32> {
+        fragment
+            .files
+            .iter()
+            .flat_map(|file| file.fields.iter())
+            .filter(|field| self.fields.contains(field))
+            .copied()
+            .collect()
+    }
+
+    /// Whether rows that move to another fragment, unchanged, give the same
+    /// rows of the view.
+    pub fn survives_moving(&self) -> bool {
+        !self.row_ids || self.stable_row_ids
+    }
+
+    /// All of `fragment` but its deletions.
+    fn base(&self, fragment: &Fragment) -> Hasher {
         let mut hasher = Hasher::new("fragment");
         hasher.text(&self.definition.0);
         hasher.number(fragment.physical_rows.map_or(u64::MAX, |rows| rows as u64));
@@ -178,14 +239,6 @@ impl Reads {
                 hasher.text(&serde_json::to_string(&overlay.coverage).unwrap_or_default());
             }
         }
-        if let Some(deleted) = &fragment.deletion_file {
-            hasher.text("deleted");
-            hasher.number(fragment.id);
-            hasher.number(deleted.read_version);
-            hasher.number(deleted.id);
-            hasher.text(&format!("{:?}", deleted.file_type));
-            hasher.number(deleted.base_id.map_or(u64::MAX, u64::from));
-        }
         if self.row_ids {
             if self.stable_row_ids {
                 hasher.text(&serde_json::to_string(&fragment.row_id_meta).unwrap_or_default());
@@ -193,7 +246,7 @@ impl Reads {
                 hasher.number(fragment.id);
             }
         }
-        hasher.finish()
+        hasher
     }
 }
 
@@ -324,6 +377,28 @@ mod tests {
         assert_ne!(addresses.fragment(&before), addresses.fragment(&moved));
         let stable = Reads::new("q", &schema(), &columns, true, true);
         assert_eq!(stable.fragment(&before), stable.fragment(&moved));
+    }
+
+    #[test]
+    fn a_slice_moves_only_with_its_own_rows() {
+        let reads = reads(&["a"]);
+        let huge = fragment(vec![file("one", &[0, 1])]);
+        let slices = [0..4, 4..10];
+        let before = reads.slices(&huge, &slices, &[1, 8]);
+        let after = reads.slices(&huge, &slices, &[1, 4, 8]);
+        assert_eq!(before[0], after[0]);
+        assert_ne!(before[1], after[1]);
+        assert_ne!(before[0], before[1]);
+        // Which file says what is deleted does not matter, only what it says.
+        let mut deleted = huge.clone();
+        deleted.deletion_file = Some(DeletionFile {
+            read_version: 3,
+            id: 1,
+            file_type: DeletionFileType::Array,
+            num_deleted_rows: Some(2),
+            base_id: None,
+        });
+        assert_eq!(reads.slices(&deleted, &slices, &[1, 8]), before);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use lance_core::datatypes::Schema;
-use lance_table::format::Fragment;
+use lance_table::format::{DataFile, Fragment};
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
@@ -77,45 +77,62 @@ pub struct Ledger {
     pub claims: Vec<Claim>,
 }
 
+/// The columns of a view that a refresh computes, as its files know them.
+#[derive(Clone, Debug)]
+pub struct Columns {
+    /// Field ids that hold values.
+    fields: HashSet<i32>,
+}
+
+impl Columns {
+    /// The columns of these `names` in a view's `schema`.
+    pub fn new<'a>(schema: &Schema, names: impl Iterator<Item = &'a str>) -> Columns {
+        let mut fields = HashSet::new();
+        for name in names {
+            if let Some(field) = schema.fields.iter().find(|f| f.name == name) {
+                collect(field, &mut fields);
+            }
+        }
+        Columns { fields }
+    }
+
+    /// The file of `fragment` that is *whole*: without deletions or overlays,
+    /// every field of the columns live in it. Nobody took or changed a value.
+    pub fn whole<'a>(&self, fragment: &'a Fragment) -> Option<&'a DataFile> {
+        if fragment.deletion_file.is_some() || !fragment.overlays.is_empty() {
+            return None;
+        }
+        fragment
+            .files
+            .iter()
+            .find(|file| self.fields.iter().all(|id| file.fields.contains(id)))
+    }
+}
+
 /// Which of a view's files are whole, in one of its Lance manifests.
 pub struct Standing {
-    /// For each file that is whole: the id of its fragment.
+    /// For each file that is whole and there once: the id of its fragment.
     whole: HashMap<String, u64>,
     fragments: HashSet<u64>,
 }
 
 impl Standing {
-    /// Looks at the fragments of a view whose `columns` a refresh computes. A
-    /// file is *whole* if it is there once, without deletions or overlays, and
-    /// holds every field of those columns live: nobody took or changed a value.
-    pub fn new<'a>(
-        fragments: &[Fragment],
-        schema: &Schema,
-        columns: impl Iterator<Item = &'a str>,
-    ) -> Standing {
-        let mut fields = HashSet::new();
-        for name in columns {
-            if let Some(field) = schema.fields.iter().find(|f| f.name == name) {
-                collect(field, &mut fields);
-            }
-        }
+    /// Looks at the fragments of a view whose `columns` a refresh computes.
+    pub fn new(fragments: &[Fragment], columns: &Columns) -> Standing {
         let mut whole: HashMap<String, u64> = HashMap::new();
-        let mut twice = HashSet::new();
+        let mut seen: HashSet<&str> = HashSet::new();
+        let mut twice: HashSet<&str> = HashSet::new();
         for fragment in fragments {
             for file in &fragment.files {
-                let live: HashSet<i32> = file.fields.iter().copied().collect();
-                let intact = fragment.deletion_file.is_none()
-                    && fragment.overlays.is_empty()
-                    && fields.iter().all(|id| live.contains(id));
-                if whole.contains_key(&file.path) {
-                    twice.insert(file.path.clone());
-                }
-                if intact {
-                    whole.insert(file.path.clone(), fragment.id);
+                if !seen.insert(&file.path) {
+                    twice.insert(&file.path);
                 }
             }
+            if let Some(file) = columns.whole(fragment) {
+                whole.insert(file.path.clone(), fragment.id);
+            }
         }
-        whole.retain(|path, _| !twice.contains(path));
+        whole.retain(|path, _| !twice.contains(path.as_str()));
         Standing {
             whole,
             fragments: fragments.iter().map(|f| f.id).collect(),
@@ -193,12 +210,16 @@ pub async fn prune(objects: &Objects) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use arrow_schema::{DataType, Field, Schema as ArrowSchema};
     use lance_file::version::ConcreteFileVersion;
-    use lance_table::format::{DataFile, DeletionFile, DeletionFileType};
+    use lance_table::format::{DeletionFile, DeletionFileType};
 
     use super::*;
+
+    pub fn columns() -> Columns {
+        Columns::new(&schema(), ["a", "b"].into_iter())
+    }
 
     fn schema() -> Schema {
         let mut schema = Schema::try_from(&ArrowSchema::new(vec![
@@ -210,7 +231,7 @@ mod tests {
         schema
     }
 
-    fn file(path: &str, fields: &[i32]) -> DataFile {
+    pub fn file(path: &str, fields: &[i32]) -> DataFile {
         let columns: Vec<i32> = (0..fields.len() as i32).collect();
         DataFile::new(
             path,
@@ -239,7 +260,7 @@ mod tests {
     }
 
     fn standing(fragments: &[Fragment]) -> Standing {
-        Standing::new(fragments, &schema(), ["a", "b"].into_iter())
+        Standing::new(fragments, &columns())
     }
 
     #[test]

@@ -39,6 +39,7 @@
 //! Readers see the commit or do not. Whoever dies at whatever point leaves a
 //! view as it was or as it shall be, and work that the next one finds.
 
+pub mod carry;
 pub mod catalog;
 pub mod commit;
 pub mod error;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
 use super::history::History;
-use super::ledger::{Ledger, Standing};
+use super::ledger::{Columns, Ledger, Standing};
 use super::paths;
 use super::plan::Plan;
 use super::store::Objects;
@@ -111,12 +111,8 @@ pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Opt
 
 /// Whether a ledger that `refresh` prepared stands in the view as it is now.
 async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<Option<Outcome>> {
-    let names: Vec<&str> = table
-        .schema()
-        .fields
-        .iter()
-        .map(|f| f.name.as_str())
-        .collect();
+    let names = table.schema().fields.iter().map(|f| f.name.as_str());
+    let standing = Standing::new(table.fragments(), &Columns::new(table.schema(), names));
     for listed in objects
         .list(&paths::ledgers(objects.root()))
         .await?
@@ -127,7 +123,6 @@ async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<O
         let Some(ledger) = objects.get::<Ledger>(&listed.path).await? else {
             continue;
         };
-        let standing = Standing::new(table.fragments(), table.schema(), names.iter().copied());
         let mine: Vec<_> = ledger
             .claims
             .iter()

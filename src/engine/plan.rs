@@ -25,7 +25,8 @@ pub struct Plan {
     /// The view's version when the plan was made. No commit of this refresh
     /// is older.
     pub view_version: u64,
-    /// The units to compute, as positions in the source version's fragments.
+    /// The units to compute, as positions among the inputs; a unit without any
+    /// is the whole source.
     pub units: Vec<Vec<usize>>,
     /// How many units were right already.
     pub kept: u64,
@@ -52,6 +53,17 @@ impl Pinned {
     }
 }
 
+/// What a view is computed from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inputs {
+    /// What it reads of each piece, in the source's order.
+    pub fingerprints: Vec<Fingerprint>,
+    /// Whether its rows come of all of them together, so that a claim of some
+    /// of them is worth nothing. The definition is then the first input, so
+    /// that there is one even of an empty source.
+    pub whole: bool,
+}
+
 /// The judgement.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Judgement {
@@ -74,15 +86,17 @@ impl Judgement {
     }
 }
 
-/// Covers `inputs` (the fingerprints of what the view is computed from, in
-/// the source's order) by claims: `committed` ones that stand, then `staged`
-/// ones. A claim counts only as a whole, and each input is covered once.
+/// Covers `inputs` by claims: `committed` ones that stand, then `staged` ones.
+/// A claim counts only as a whole, and each input is covered once.
 pub fn judge(
-    inputs: &[Fingerprint],
+    inputs: &Inputs,
     standing: &Standing,
     committed: &[Claim],
     staged: &[Claim],
 ) -> Judgement {
+    let whole = inputs.whole;
+    let inputs = inputs.fingerprints.as_slice();
+    let fits = |claim: &Claim| !whole || claim.inputs.len() == inputs.len();
     // Two equal inputs (the same file twice in a source) are two pieces.
     let mut open: HashMap<&Fingerprint, Vec<usize>> = HashMap::new();
     for (at, input) in inputs.iter().enumerate().rev() {
@@ -96,7 +110,10 @@ pub fn judge(
         let Some(fragments) = standing.fragments_of(claim) else {
             continue;
         };
-        if claim.files().any(|file| used.contains(file)) || !take(&mut open, &claim.inputs) {
+        if !fits(claim)
+            || claim.files().any(|file| used.contains(file))
+            || !take(&mut open, &claim.inputs)
+        {
             continue;
         }
         used.extend(claim.files());
@@ -104,7 +121,10 @@ pub fn judge(
         judgement.kept.push(claim.clone());
     }
     for claim in staged {
-        if claim.files().any(|file| used.contains(file)) || !take(&mut open, &claim.inputs) {
+        if !fits(claim)
+            || claim.files().any(|file| used.contains(file))
+            || !take(&mut open, &claim.inputs)
+        {
             continue;
         }
         used.extend(claim.files());
@@ -153,6 +173,7 @@ mod tests {
     use lance_table::format::{DataFile, Fragment};
 
     use super::*;
+    use crate::engine::ledger::Columns;
 
     fn input(name: &str) -> Fingerprint {
         Fingerprint::of_text(name)
@@ -160,6 +181,13 @@ mod tests {
 
     fn inputs(names: &[&str]) -> Vec<Fingerprint> {
         names.iter().map(|name| input(name)).collect()
+    }
+
+    fn pieces(names: &[&str]) -> Inputs {
+        Inputs {
+            fingerprints: inputs(names),
+            whole: false,
+        }
     }
 
     fn fragment(id: u64, path: &str) -> Fragment {
@@ -193,13 +221,13 @@ mod tests {
         )]))
         .unwrap();
         schema.set_field_id(None);
-        Standing::new(fragments, &schema, ["a"].into_iter())
+        Standing::new(fragments, &Columns::new(&schema, ["a"].into_iter()))
     }
 
     #[test]
     fn an_append_keeps_what_stands_and_misses_the_rest() {
         let view = view(&[fragment(1, "x")]);
-        let now = judge(&inputs(&["a", "b"]), &view, &[claim(&["a"], "x")], &[]);
+        let now = judge(&pieces(&["a", "b"]), &view, &[claim(&["a"], "x")], &[]);
         assert_eq!(now.kept.len(), 1);
         assert_eq!(now.missing, [1]);
         assert!(now.dropped.is_empty());
@@ -209,7 +237,7 @@ mod tests {
     #[test]
     fn an_unchanged_source_needs_nothing() {
         let view = view(&[fragment(1, "x")]);
-        let now = judge(&inputs(&["a"]), &view, &[claim(&["a"], "x")], &[]);
+        let now = judge(&pieces(&["a"]), &view, &[claim(&["a"], "x")], &[]);
         assert!(now.is_done());
     }
 
@@ -217,7 +245,7 @@ mod tests {
     fn a_fragment_that_the_source_lost_is_dropped() {
         let view = view(&[fragment(1, "x"), fragment(2, "y")]);
         let claims = [claim(&["a"], "x"), claim(&["b"], "y")];
-        let now = judge(&inputs(&["b"]), &view, &claims, &[]);
+        let now = judge(&pieces(&["b"]), &view, &claims, &[]);
         assert_eq!(now.dropped, [1]);
         assert_eq!(now.kept, [claims[1].clone()]);
     }
@@ -225,7 +253,7 @@ mod tests {
     #[test]
     fn rows_that_others_put_into_the_view_are_dropped() {
         let view = view(&[fragment(1, "x"), fragment(9, "foreign")]);
-        let now = judge(&inputs(&["a"]), &view, &[claim(&["a"], "x")], &[]);
+        let now = judge(&pieces(&["a"]), &view, &[claim(&["a"], "x")], &[]);
         assert_eq!(now.dropped, [9]);
         assert!(!now.is_done());
     }
@@ -233,7 +261,7 @@ mod tests {
     #[test]
     fn a_claim_of_several_inputs_counts_only_as_a_whole() {
         let view = view(&[fragment(1, "x")]);
-        let now = judge(&inputs(&["a", "c"]), &view, &[claim(&["a", "b"], "x")], &[]);
+        let now = judge(&pieces(&["a", "c"]), &view, &[claim(&["a", "b"], "x")], &[]);
         assert!(now.kept.is_empty());
         assert_eq!(now.missing, [0, 1]);
         assert_eq!(now.dropped, [1]);
@@ -243,7 +271,7 @@ mod tests {
     fn a_staged_claim_covers_what_no_committed_one_does() {
         let view = view(&[fragment(1, "x")]);
         let staged = [claim(&["a"], "again"), claim(&["b"], "y")];
-        let now = judge(&inputs(&["a", "b"]), &view, &[claim(&["a"], "x")], &staged);
+        let now = judge(&pieces(&["a", "b"]), &view, &[claim(&["a"], "x")], &staged);
         assert_eq!(now.added, [staged[1].clone()]);
         assert!(now.missing.is_empty());
     }
@@ -252,12 +280,12 @@ mod tests {
     fn two_claims_of_one_input_never_both_count() {
         let view = view(&[fragment(1, "x"), fragment(2, "y")]);
         let claims = [claim(&["a"], "x"), claim(&["a"], "y")];
-        let now = judge(&inputs(&["a"]), &view, &claims, &[]);
+        let now = judge(&pieces(&["a"]), &view, &claims, &[]);
         assert_eq!(now.kept.len(), 1);
         assert_eq!(now.dropped, [2]);
         // One file never counts for two inputs either.
         let doubled = [claim(&["a"], "x"), claim(&["b"], "x")];
-        let now = judge(&inputs(&["a", "b"]), &view, &doubled, &[]);
+        let now = judge(&pieces(&["a", "b"]), &view, &doubled, &[]);
         assert_eq!(now.kept.len(), 1);
         assert_eq!(now.missing, [1]);
     }
@@ -265,7 +293,20 @@ mod tests {
     #[test]
     fn equal_inputs_are_pieces_of_their_own() {
         let view = view(&[]);
-        let now = judge(&inputs(&["a", "a"]), &view, &[], &[claim(&["a"], "x")]);
+        let now = judge(&pieces(&["a", "a"]), &view, &[], &[claim(&["a"], "x")]);
         assert_eq!(now.missing, [1]);
+    }
+
+    #[test]
+    fn a_view_of_the_whole_source_is_kept_whole_or_not_at_all() {
+        let view = view(&[fragment(1, "x")]);
+        let claims = [claim(&["definition", "a"], "x")];
+        let mut inputs = pieces(&["definition", "a", "b"]);
+        inputs.whole = true;
+        let now = judge(&inputs, &view, &claims, &[]);
+        assert!(now.kept.is_empty());
+        assert_eq!(now.dropped, [1]);
+        inputs.fingerprints.pop();
+        assert!(judge(&inputs, &view, &claims, &[]).is_done());
     }
 }

@@ -1,10 +1,11 @@
 //! One refresh, from looking to done. See the head of [`super`] for the protocol.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use futures::StreamExt;
 use lance::Dataset;
+use object_store::path::Path;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -20,9 +21,10 @@ use super::ledger::{self, Claim, Ledger};
 use super::outcome::{self, Mode, Outcome};
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
+use super::unit::Extent;
 use super::view;
 use super::work::Work;
-use super::{paths, staged, watermark};
+use super::{carry, paths, staged, watermark};
 
 /// How often a refresh plans anew before it gives up as contended.
 const MAX_PLANS: u32 = 12;
@@ -156,7 +158,7 @@ impl Run<'_> {
             self.staged.insert(claim.id(), claim);
         }
         if fixed.is_none() {
-            let now = self.judge(&work, &work.bench.table).await?;
+            let (now, _) = self.judge(&work, &work.bench.table).await?;
             work.plan.units = work.cut(&now.missing);
             work.plan.kept = now.kept.len() as u64;
             if !self.objects.create(&path, &work.plan).await? {
@@ -183,17 +185,60 @@ impl Run<'_> {
         self.since.unwrap_or(u64::MAX).min(work.plan.view_version)
     }
 
-    /// Judges the view as `table` shows it.
-    async fn judge(&self, work: &Work, table: &Dataset) -> Result<Judgement> {
+    /// Judges the view as `table` shows it. Tells too whether claims that
+    /// count were carried over compactions, and are in no ledger as they are.
+    async fn judge(&self, work: &Work, table: &Dataset) -> Result<(Judgement, bool)> {
         let standing = work.standing(table);
-        let committed: Vec<Claim> = ledger::read(&self.objects, &standing)
-            .await?
+        let ledgers = ledger::read(&self.objects, &standing).await?;
+        let read_version = ledgers.iter().map(|l| l.read_version).min();
+        let source_version = ledgers.iter().map(|l| l.outcome.source_version).min();
+        let mut committed: Vec<Claim> = ledgers
             .into_iter()
             .flat_map(|ledger| ledger.claims)
             .filter(|claim| !self.request.full || claim.refresh == self.request.refresh)
             .collect();
         let staged: Vec<Claim> = self.staged.values().cloned().collect();
-        Ok(judge(&work.inputs, &standing, &committed, &staged))
+        let mut carried = Vec::new();
+
+        if let Some(since) = read_version
+            && !standing.unaccounted(committed.iter()).is_empty()
+        {
+            let gone = |claim: &&Claim| standing.fragments_of(claim).is_none();
+            let gone: Vec<Claim> = committed.iter().filter(gone).cloned().collect();
+            if !gone.is_empty() {
+                let versions = since + 1..=table.version().version;
+                let moves = carry::rewrites(table, versions).await?;
+                carried.extend(carry::over_view(&gone, &moves, &work.columns(table)));
+                committed.extend(carried.iter().cloned());
+            }
+        }
+        let mut now = judge(&work.inputs, &standing, &committed, &staged);
+        if let Some(since) = source_version
+            && !(now.missing.is_empty() && now.added.is_empty())
+        {
+            let kept: HashSet<Fingerprint> = now.kept.iter().map(Claim::id).collect();
+            let unmatched: Vec<Claim> = committed
+                .iter()
+                .filter(|c| standing.fragments_of(c).is_some() && !kept.contains(&c.id()))
+                .cloned()
+                .collect();
+            if !unmatched.is_empty() {
+                let moved = carry::over_source(&unmatched, work.moves(since).await?);
+                committed.extend(moved.iter().cloned());
+                carried.extend(moved);
+                now = judge(&work.inputs, &standing, &committed, &staged);
+            }
+        }
+        let carried: HashSet<(Fingerprint, Vec<&str>)> = carried
+            .iter()
+            .map(|c| (c.id(), c.files().collect()))
+            .collect();
+        let news = !carried.is_empty()
+            && now
+                .kept
+                .iter()
+                .any(|c| carried.contains(&(c.id(), c.files().collect())));
+        Ok((now, news))
     }
 
     /// Computes what the plan says: this worker's share, then what others left.
@@ -216,7 +261,7 @@ impl Run<'_> {
             let inputs = work.unit_inputs(unit);
             match self.staged.get(&Fingerprint::of_all(&inputs)) {
                 Some(claim) => count(&mut now, claim),
-                None => todo.push((work.fragments(unit), inputs)),
+                None => todo.push((work.extent(unit), inputs)),
             }
         }
         self.progress.send_replace(now);
@@ -226,13 +271,13 @@ impl Run<'_> {
         });
         let shared = workers > 1;
         let mut results = futures::stream::iter(todo)
-            .map(|(fragments, inputs)| {
+            .map(|(extent, inputs)| {
                 let bench = work.bench.clone();
                 let objects = self.objects.clone();
                 async move {
                     // A task of its own, so that units use several processors.
                     let unit = tokio::spawn(async move {
-                        compute_unit(&bench, &objects, fragments, inputs, shared).await
+                        compute_unit(&bench, &objects, extent, inputs, shared).await
                     });
                     match AbortOnDrop(unit).await {
                         Ok(result) => result,
@@ -284,12 +329,16 @@ impl Run<'_> {
             // What was committed once, by whomever, counts only where it stands.
             self.staged
                 .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim.files()));
-            let judgement = self.judge(work, &table).await?;
+            let (judgement, carried) = self.judge(work, &table).await?;
             if judgement.is_done() {
                 let units = (judgement.kept.len() + judgement.added.len()) as u64;
                 let outcome = history
                     .outcome
                     .unwrap_or_else(|| work.unchanged(units, table.version().version));
+                if carried {
+                    // The compactions that it took are cleaned up some day.
+                    self.write_ledger(&table, &outcome, &judgement).await?;
+                }
                 return Ok(Some((outcome, table)));
             }
             if !judgement.missing.is_empty() {
@@ -300,29 +349,7 @@ impl Run<'_> {
                 return Ok(None);
             }
             let outcome = work.outcome(&judgement, &table, request.full);
-            let claims: Vec<Claim> = judgement
-                .kept
-                .iter()
-                .chain(&judgement.added)
-                .cloned()
-                .collect();
-            let ledger = paths::ledger(
-                self.objects.root(),
-                table.version().version,
-                &request.refresh,
-                &uuid::Uuid::new_v4().simple().to_string()[..8],
-            );
-            self.objects
-                .put(
-                    &ledger,
-                    &Ledger {
-                        refresh: request.refresh.clone(),
-                        read_version: table.version().version,
-                        outcome: outcome.clone(),
-                        claims,
-                    },
-                )
-                .await?;
+            let ledger = self.write_ledger(&table, &outcome, &judgement).await?;
             let lost = staged::lost(&self.objects, &ledger, &judgement.added).await?;
             if !lost.is_empty() {
                 warn!(units = lost.len(), "staged files are gone; computing anew");
@@ -363,6 +390,32 @@ impl Run<'_> {
             view: work.view.name(),
             attempts: MAX_COMMITS,
         })
+    }
+
+    /// Writes what the view consists of once `judgement` is true of `table`.
+    async fn write_ledger(
+        &self,
+        table: &Dataset,
+        outcome: &Outcome,
+        judgement: &Judgement,
+    ) -> Result<Path> {
+        let refresh = &self.request.refresh;
+        let read_version = table.version().version;
+        let path = paths::ledger(
+            self.objects.root(),
+            read_version,
+            refresh,
+            &uuid::Uuid::new_v4().simple().to_string()[..8],
+        );
+        let claims = judgement.kept.iter().chain(&judgement.added);
+        let ledger = Ledger {
+            refresh: refresh.clone(),
+            read_version,
+            outcome: outcome.clone(),
+            claims: claims.cloned().collect(),
+        };
+        self.objects.put(&path, &ledger).await?;
+        Ok(path)
     }
 
     /// The view at `version`, freshly read, if it is what was meant.
@@ -486,7 +539,7 @@ impl<T> Future for AbortOnDrop<T> {
 async fn compute_unit(
     bench: &Workbench,
     objects: &Objects,
-    fragments: Option<Vec<lance_table::format::Fragment>>,
+    extent: Option<Extent>,
     inputs: Vec<Fingerprint>,
     shared: bool,
 ) -> std::result::Result<Claim, UnitError> {
@@ -498,7 +551,7 @@ async fn compute_unit(
     if shared && let Some(claim) = objects.get(&path).await.map_err(UnitError::Other)? {
         return Ok(claim);
     }
-    let claim = bench.compute(fragments, inputs).await?;
+    let claim = bench.compute(extent, inputs).await?;
     if objects
         .create(&path, &claim)
         .await

@@ -6,19 +6,23 @@ use std::sync::Arc;
 
 use lance::Dataset;
 use lance_table::format::Fragment;
+use tokio::sync::OnceCell;
 
+use super::carry::{self, Move};
 use super::catalog::{Catalog, DELIMITER};
 use super::error::{EngineError, Result};
 use super::execute::Workbench;
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{Fingerprint, Reads};
 use super::freshness::open_source;
-use super::ledger::Standing;
+use super::ledger::{Columns, Standing};
 use super::outcome::{Mode, Outcome};
-use super::plan::{Judgement, Pinned, Plan};
+use super::plan::{Inputs, Judgement, Pinned, Plan};
 use super::refresh::Request;
+use super::staged;
+use super::store::{is_missing, storage};
+use super::unit::{self, Extent, Piece};
 use super::view::sql::{Planned, Shape};
 use super::view::{self, ViewInfo};
-use super::{staged, unit};
 
 /// What one plan works on.
 pub struct Work {
@@ -28,8 +32,14 @@ pub struct Work {
     pub view: ViewInfo,
     /// What units are computed from and written to.
     pub bench: Workbench,
-    /// The fingerprint of each piece that the view is computed from.
-    pub inputs: Vec<Fingerprint>,
+    /// The pieces of the source version.
+    pub pieces: Vec<Piece>,
+    /// What the view is computed from.
+    pub inputs: Inputs,
+    /// What the view reads of its source.
+    reads: Reads,
+    /// How the source was compacted since some version, once it was looked at.
+    moves: OnceCell<Vec<Move<Fingerprint>>>,
 }
 
 impl Work {
@@ -76,17 +86,21 @@ impl Work {
         };
         let planned = Arc::new(Planned::new(&view, &table, source)?);
         let reads = planned.reads(source);
-        let pieces: Vec<Fingerprint> = source
-            .fragments()
-            .iter()
-            .map(|fragment| reads.fragment(fragment))
-            .collect();
+        let pieces = unit::pieces(source, &reads, source.fragments())
+            .await
+            .map_err(|e| storage("the deletion files of the source table", e))?;
+        let fingerprints = pieces.iter().map(|piece| piece.fingerprint.clone());
         let inputs = match planned.shape() {
-            Shape::RowWise => pieces,
-            Shape::Limited(_) | Shape::Grouped => {
-                let all = std::iter::once(reads.definition()).chain(&pieces);
-                vec![Fingerprint::of_all(all)]
-            }
+            Shape::RowWise => Inputs {
+                fingerprints: fingerprints.collect(),
+                whole: false,
+            },
+            Shape::Limited(_) | Shape::Grouped => Inputs {
+                fingerprints: std::iter::once(reads.definition().clone())
+                    .chain(fingerprints)
+                    .collect(),
+                whole: true,
+            },
         };
         let plan = Plan {
             sources: sources.iter().map(|s| Pinned::of(s)).collect(),
@@ -106,7 +120,10 @@ impl Work {
             plan,
             view,
             bench,
+            pieces,
             inputs,
+            reads,
+            moves: OnceCell::new(),
         }))
     }
 
@@ -137,45 +154,85 @@ impl Work {
         }
     }
 
+    /// The view's columns that a refresh computes, in `table`.
+    pub fn columns(&self, table: &Dataset) -> Columns {
+        Columns::new(table.schema(), self.bench.planned.computed_names())
+    }
+
     /// Which of the view's files are whole in `table`.
     pub fn standing(&self, table: &Dataset) -> Standing {
-        Standing::new(
-            table.fragments(),
-            table.schema(),
-            self.bench.planned.computed_names(),
-        )
+        Standing::new(table.fragments(), &self.columns(table))
     }
 
-    /// Cuts the pieces that are `missing` into units.
+    /// How the source was compacted after version `since`. Nothing where that
+    /// changes what the view's rows are: where it holds row ids that are
+    /// addresses, or takes the first rows.
+    pub async fn moves(&self, since: u64) -> Result<&[Move<Fingerprint>]> {
+        let moves = self.moves.get_or_try_init(|| async {
+            let mut found = Vec::new();
+            let [source] = self.bench.sources.as_slice() else {
+                return Ok(found);
+            };
+            if !self.reads.survives_moving()
+                || matches!(self.bench.planned.shape(), Shape::Limited(_))
+            {
+                return Ok(found);
+            }
+            let versions = since + 1..=source.version().version;
+            for group in carry::rewrites(source, versions).await? {
+                // A column that was dropped when the group was compacted, and
+                // is there again, has other values now.
+                let held: Vec<_> = group.new.iter().map(|f| self.reads.held(f)).collect();
+                let lost = |old: &Fragment| {
+                    let before = self.reads.held(old);
+                    held.iter().any(|after| !before.is_subset(after))
+                };
+                if group.old.iter().any(lost) {
+                    continue;
+                }
+                let old = unit::pieces(source, &self.reads, &group.old).await;
+                let new = unit::pieces(source, &self.reads, &group.new).await;
+                match (old, new) {
+                    (Ok(old), Ok(new)) => found.push(Move {
+                        old: old.into_iter().map(|piece| piece.fingerprint).collect(),
+                        new: new.into_iter().map(|piece| piece.fingerprint).collect(),
+                    }),
+                    // What was deleted before the compaction was cleaned up.
+                    (Err(error), _) | (_, Err(error)) if is_missing(&error) => {}
+                    (Err(error), _) | (_, Err(error)) => {
+                        return Err(storage("the deletion files of the source table", error));
+                    }
+                }
+            }
+            Ok(found)
+        });
+        moves.await.map(Vec::as_slice)
+    }
+
+    /// Cuts the inputs that are `missing` into units.
     pub fn cut(&self, missing: &[usize]) -> Vec<Vec<usize>> {
-        match self.bench.planned.shape() {
-            Shape::RowWise => unit::cut(self.fragments_of_source(), missing),
-            Shape::Limited(_) | Shape::Grouped => missing.iter().map(|at| vec![*at]).collect(),
+        if self.inputs.whole {
+            return (!missing.is_empty()).then(Vec::new).into_iter().collect();
         }
+        unit::cut(&self.pieces, missing)
     }
 
-    /// The source fragments of a unit; `None` for all of them.
-    pub fn fragments(&self, unit: &[usize]) -> Option<Vec<Fragment>> {
-        (self.bench.planned.shape() == Shape::RowWise).then(|| {
-            let all = self.fragments_of_source();
-            unit.iter().filter_map(|at| all.get(*at)).cloned().collect()
+    /// The rows of the source that a unit is computed from; `None` for all.
+    pub fn extent(&self, unit: &[usize]) -> Option<Extent> {
+        (!self.inputs.whole).then(|| {
+            let pieces = unit.iter().filter_map(|at| self.pieces.get(*at));
+            let source = self.bench.sources.first();
+            Extent::new(source.map_or(&[], |s| s.fragments()), pieces)
         })
     }
 
-    /// The fragments of the source that row-wise views are cut along.
-    fn fragments_of_source(&self) -> &[Fragment] {
-        match self.bench.sources.first() {
-            Some(source) => source.fragments(),
-            None => &[],
-        }
-    }
-
-    /// The fingerprints of a unit's pieces.
+    /// The fingerprints that a unit covers.
     pub fn unit_inputs(&self, unit: &[usize]) -> Vec<Fingerprint> {
-        unit.iter()
-            .filter_map(|at| self.inputs.get(*at))
-            .cloned()
-            .collect()
+        let all = &self.inputs.fingerprints;
+        if self.inputs.whole {
+            return all.clone();
+        }
+        unit.iter().filter_map(|at| all.get(*at)).cloned().collect()
     }
 
     /// What a commit of `judgement` on top of `table` does.

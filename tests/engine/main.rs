@@ -2,6 +2,7 @@
 //! Kubernetes.
 
 mod architecture;
+mod compaction;
 mod faults;
 mod histories;
 mod indices;

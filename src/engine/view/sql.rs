@@ -18,7 +18,6 @@ use lance::Dataset;
 use lance::dataset::ROW_ID;
 use lance::dataset::scanner::MaterializationStyle;
 use lance_datafusion::planner::Planner;
-use lance_table::format::Fragment;
 use lancedb::materialized_view::{LateralSource, MaterializedViewDefinition, ViewProjection};
 use lancedb::table::computed_columns::computed_column_from_field;
 
@@ -27,6 +26,7 @@ use super::unnest::{Unnest, flattened};
 use super::{ViewInfo, grouped};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Reads;
+use crate::engine::unit::Extent;
 
 /// How a view's rows depend on its source's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,15 +221,15 @@ impl Planned {
             .collect()
     }
 
-    /// The view's rows of `fragments` of `source` (all, if `None`), in the
-    /// view's schema. Errors in the stream are of evaluation or of storage.
+    /// The view's rows of `extent` of `source` (all, if `None`), in the view's
+    /// schema. Errors in the stream are of evaluation or of storage.
     pub async fn evaluate(
         &self,
         source: &Dataset,
-        fragments: Option<Vec<Fragment>>,
+        extent: Option<&Extent>,
     ) -> lance::Result<SendableRecordBatchStream> {
         let schema = self.schema.clone();
-        if self.definition.limit == Some(0) || fragments.as_ref().is_some_and(Vec::is_empty) {
+        if self.definition.limit == Some(0) || extent.is_some_and(Extent::is_empty) {
             return Ok(Box::pin(RecordBatchStreamAdapter::new(
                 schema,
                 futures::stream::empty(),
@@ -237,8 +237,8 @@ impl Planned {
         }
         let mut scanner = source.scan();
         scanner.materialization_style(MaterializationStyle::AllEarly);
-        if let Some(fragments) = fragments {
-            scanner.with_fragments(fragments);
+        if let Some(extent) = extent {
+            extent.restrict(&mut scanner).await?;
         }
         if self.provenance {
             scanner.with_row_id();

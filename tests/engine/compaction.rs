@@ -1,0 +1,255 @@
+//! Compactions, of the source and of the view, and fragments that are large.
+
+use std::sync::Arc;
+
+use arrow_array::{Int64Array, RecordBatch};
+use chrono::TimeDelta;
+use lance::dataset::WriteMode;
+use lance::dataset::optimize::{CompactionOptions, compact_files};
+use relance::engine::outcome::{Mode, Outcome};
+use relance::engine::unit::TARGET_ROWS;
+
+use crate::support::{Db, Form, SHAPES, Shape, shape};
+
+async fn filled(stable: bool) -> Db {
+    let mut db = Db::new(stable);
+    let batch = db.batch(400);
+    db.write(batch, WriteMode::Create, 40).await;
+    db
+}
+
+async fn compact(db: &Db, table: &str, target_rows: usize) {
+    let mut table = db.open(table).await;
+    let options = CompactionOptions {
+        target_rows_per_fragment: target_rows,
+        ..Default::default()
+    };
+    let metrics = compact_files(&mut table, options, None).await.unwrap();
+    assert!(metrics.fragments_removed > 1, "{metrics:?}");
+}
+
+async fn assert_right(db: &Db, shape: &Shape, form: Form, done: &Outcome) {
+    assert_eq!(
+        db.rows("v").await,
+        db.evaluated(shape, form, done.source_version).await,
+        "{} {form:?}",
+        shape.name
+    );
+}
+
+#[tokio::test]
+async fn a_refresh_after_a_pure_compaction_of_the_source_writes_nothing() {
+    for (form, stable) in [
+        (Form::Plain, false),
+        (Form::Plain, true),
+        (Form::Provenance, true),
+    ] {
+        for shape in SHAPES.iter().filter(|s| s.limit.is_none()) {
+            let db = filled(stable).await;
+            db.create_view("v", shape.sql, form).await;
+            let first = db.refresh("v").await.unwrap();
+            compact(&db, "src", 150).await;
+            compact(&db, "src", 1000).await;
+            let then = db.refresh("v").await.unwrap();
+            assert_eq!(then.mode, Mode::NoOp, "{} {form:?} {stable}", shape.name);
+            assert_eq!(then.bytes_written, 0);
+            assert!(then.source_version > first.source_version);
+            assert_right(&db, shape, form, &then).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn row_ids_that_are_addresses_move_with_a_compaction() {
+    let db = filled(false).await;
+    let shape = shape("filtered");
+    db.create_view("v", shape.sql, Form::Provenance).await;
+    db.refresh("v").await.unwrap();
+    compact(&db, "src", 1000).await;
+    let then = db.refresh("v").await.unwrap();
+    assert_eq!(then.mode, Mode::Rebuild);
+    assert_right(&db, shape, Form::Provenance, &then).await;
+}
+
+#[tokio::test]
+async fn a_carried_claim_outlives_the_transactions_that_carried_it() {
+    let mut db = filled(false).await;
+    let shape = shape("filtered");
+    db.create_view("v", shape.sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    compact(&db, "src", 1000).await;
+    assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
+    let more = db.batch(30);
+    db.write(more, WriteMode::Append, 40).await;
+    let source = db.open("src").await;
+    source
+        .cleanup_old_versions(TimeDelta::zero(), Some(true), None)
+        .await
+        .unwrap();
+    let then = db.refresh("v").await.unwrap();
+    assert_eq!(then.mode, Mode::Incremental);
+    assert!(then.rows_written <= 30, "{then:?}");
+    assert_right(&db, shape, Form::Plain, &then).await;
+}
+
+#[tokio::test]
+async fn a_compaction_that_was_cleaned_up_is_computed_again() {
+    let db = filled(false).await;
+    let shape = shape("filtered");
+    db.create_view("v", shape.sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    compact(&db, "src", 1000).await;
+    let mut source = db.open("src").await;
+    source.update_config([("touched", "1")]).await.unwrap();
+    source
+        .cleanup_old_versions(TimeDelta::zero(), Some(true), None)
+        .await
+        .unwrap();
+    let then = db.refresh("v").await.unwrap();
+    assert_eq!(then.mode, Mode::Rebuild);
+    assert_right(&db, shape, Form::Plain, &then).await;
+}
+
+#[tokio::test]
+async fn changes_around_a_compaction_cost_only_what_they_touched() {
+    let mut db = filled(true).await;
+    let shape = shape("carried");
+    db.create_view("v", shape.sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    for _ in 0..6 {
+        let more = db.batch(40);
+        db.write(more, WriteMode::Append, 40).await;
+        db.refresh("v").await.unwrap();
+    }
+    let mut source = db.open("src").await;
+    source.delete("id = 590").await.unwrap();
+    compact(&db, "src", 200).await;
+    let more = db.batch(7);
+    db.write(more, WriteMode::Append, 40).await;
+    let then = db.refresh("v").await.unwrap();
+    assert_eq!(then.mode, Mode::Incremental, "{then:?}");
+    // Compaction took the deleted row's fragment and its five neighbours.
+    assert!(then.rows_written <= 247, "{then:?}");
+    assert_right(&db, shape, Form::Plain, &then).await;
+}
+
+#[tokio::test]
+async fn a_column_that_was_dropped_before_a_compaction_and_added_again_is_read_anew() {
+    let db = filled(false).await;
+    let shape = shape("filtered");
+    db.create_view("v", shape.sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    let mut source = db.open("src").await;
+    source.drop_columns(&["x"]).await.unwrap();
+    compact(&db, "src", 1000).await;
+    let mut source = db.open("src").await;
+    source
+        .add_columns(
+            lance::dataset::NewColumnTransform::AllNulls(Arc::new(arrow_schema::Schema::new(
+                vec![arrow_schema::Field::new(
+                    "x",
+                    arrow_schema::DataType::Int64,
+                    true,
+                )],
+            ))),
+            None,
+            None,
+        )
+        .await
+        .unwrap();
+    let then = db.refresh("v").await.unwrap();
+    assert!(db.rows("v").await.is_empty(), "no row has an x over 20 now");
+    assert_ne!(then.mode, Mode::NoOp);
+}
+
+#[tokio::test]
+async fn tidying_a_view_costs_no_rebuild() {
+    for form in [Form::Plain, Form::Provenance] {
+        let mut db = filled(true).await;
+        let shape = shape("filtered");
+        db.create_view("v", shape.sql, form).await;
+        db.refresh("v").await.unwrap();
+        for _ in 0..3 {
+            let more = db.batch(40);
+            db.write(more, WriteMode::Append, 40).await;
+            db.refresh("v").await.unwrap();
+        }
+        compact(&db, "v", 1000).await;
+        let then = db.refresh("v").await.unwrap();
+        assert_eq!(then.mode, Mode::NoOp, "{form:?}");
+        let more = db.batch(40);
+        db.write(more, WriteMode::Append, 40).await;
+        let then = db.refresh("v").await.unwrap();
+        assert_eq!(then.mode, Mode::Incremental, "{form:?}");
+        assert!(then.rows_written <= 40);
+        assert_right(&db, shape, form, &then).await;
+    }
+}
+
+#[tokio::test]
+async fn a_view_that_was_tidied_with_foreign_rows_in_it_is_put_right() {
+    let db = filled(true).await;
+    let shape = shape("filtered");
+    db.create_view("v", shape.sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    let mut view = db.open("v").await;
+    let row = crate::support::foreign(&arrow_schema::Schema::from(view.schema()));
+    let schema = row.schema();
+    view.append(
+        arrow_array::RecordBatchIterator::new([Ok(row)], schema),
+        None,
+    )
+    .await
+    .unwrap();
+    compact(&db, "v", 1000).await;
+    let then = db.refresh("v").await.unwrap();
+    assert_right(&db, shape, Form::Plain, &then).await;
+}
+
+fn plain(ids: std::ops::Range<i64>) -> RecordBatch {
+    let x = Int64Array::from_iter_values(ids.clone().map(|id| id % 100));
+    let ids = Int64Array::from_iter_values(ids);
+    RecordBatch::try_from_iter([("id", Arc::new(ids) as _), ("x", Arc::new(x) as _)]).unwrap()
+}
+
+#[tokio::test]
+async fn a_row_deleted_from_a_huge_fragment_costs_a_slice_of_it() {
+    let rows = 3 * TARGET_ROWS as i64 + 10;
+    for form in [Form::Plain, Form::Provenance] {
+        let db = Db::new(true);
+        db.write(plain(0..rows), WriteMode::Create, rows as usize)
+            .await;
+        assert_eq!(db.open("src").await.fragments().len(), 1);
+        db.create_view("v", "SELECT id, x + 1 AS y FROM src WHERE x < 50", form)
+            .await;
+        let first = db.refresh("v").await.unwrap();
+        assert_eq!(first.units_total, 4);
+        let count = async |filter: &str| {
+            db.open("v")
+                .await
+                .count_rows(Some(filter.to_string()))
+                .await
+                .unwrap() as i64
+        };
+        let all = (0..rows).filter(|id| id % 100 < 50).count() as i64;
+        assert_eq!(count("true").await, all);
+
+        let mut source = db.open("src").await;
+        source.delete("id = 5").await.unwrap();
+        let then = db.refresh("v").await.unwrap();
+        assert_eq!((then.mode, then.units_kept), (Mode::Incremental, 3));
+        assert_eq!(count("true").await, all - 1);
+        assert_eq!(count("id = 5").await, 0);
+        // A second deletion elsewhere writes the deletion file anew, with both.
+        source
+            .delete(&format!("id = {}", rows - 5 - (rows - 5) % 100))
+            .await
+            .unwrap();
+        let then = db.refresh("v").await.unwrap();
+        assert_eq!((then.mode, then.units_kept), (Mode::Incremental, 3));
+        assert_eq!(count("true").await, all - 2);
+        assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
+        let distinct = db.rows("v").await;
+        assert_eq!(distinct.len() as i64, all - 2);
+    }
+}
