@@ -268,6 +268,8 @@ mod tests {
         assert_eq!(root_of("dir:///tables").unwrap(), "/tables");
         assert_eq!(root_of("dir://s3://bucket/a").unwrap(), "s3://bucket/a");
         assert_eq!(root_of("s3://bucket").unwrap(), "s3://bucket");
+        assert_eq!(root_of("dir://gs://bucket/a").unwrap(), "gs://bucket/a");
+        assert_eq!(root_of("az://container/a").unwrap(), "az://container/a");
         assert_eq!(root_of("file:///tables").unwrap(), "file:///tables");
         for wrong in ["", "tables", "http://host/x", "dir://host"] {
             assert!(root_of(wrong).is_err(), "{wrong}");

@@ -3,10 +3,16 @@
 //!
 //! Every access goes through one [`Store`], so that a wrapper given to it (the
 //! fault injector of the tests, a throttle) sees all of them, Lance's included.
+//!
+//! Object stores refuse calls when there are too many (503 SlowDown, 429), and
+//! connections break. The clients of lance and object_store try again, more and
+//! more slowly; what is set here is for how long ([`RETRIES`]). The one call
+//! that cannot just be made again is a put-if-absent whose answer was lost:
+//! [`Objects::create`] then compares what is there with what it meant to write.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -18,9 +24,10 @@ use lance_io::object_store::{
     WrappingObjectStore,
 };
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tracing::debug;
 
 use super::error::{EngineError, Result};
 
@@ -28,6 +35,18 @@ use super::error::{EngineError, Result};
 const INDEX_CACHE: usize = 16 << 20;
 /// Bytes of metadata cache in the session of one opened table.
 const METADATA_CACHE: usize = 64 << 20;
+
+/// Storage option: how often one call is tried again.
+const RETRIES_OPTION: &str = "client_max_retries";
+/// How often, unless an option or the environment says otherwise. With pauses
+/// that double from 0.1 s up to 15 s that is about half a minute; lance's own
+/// default, 3, is over within a second, and a bucket that is being spread over
+/// more servers refuses calls for longer than that.
+const RETRIES: u32 = 10;
+
+/// How often an object that must not exist yet is put, if what becomes of it
+/// stays unknown.
+const CREATE_ATTEMPTS: u32 = 4;
 
 /// Opens tables and the objects beside them, with one set of options.
 #[derive(Clone)]
@@ -48,11 +67,19 @@ impl Store {
     /// A store with lance's `storage_options` (credentials among them, or else
     /// from the environment, as the object-store libraries read them).
     pub fn new(options: &BTreeMap<String, String>) -> Self {
+        let mut options: HashMap<String, String> = options
+            .iter()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        // As lance reads it: keys in any case, and the environment first.
+        if !options
+            .keys()
+            .any(|key| key.eq_ignore_ascii_case(RETRIES_OPTION))
+        {
+            options.insert(RETRIES_OPTION.to_string(), RETRIES.to_string());
+        }
         Self {
-            options: options
-                .iter()
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect(),
+            options,
             wrapper: None,
             registry: Arc::new(ObjectStoreRegistry::default()),
         }
@@ -143,16 +170,43 @@ impl Objects {
     }
 
     /// Writes `value` as JSON unless the object is there already. Returns
-    /// whether this call wrote it.
+    /// whether it is this value that is there now: written by this call, or
+    /// the same as another wrote.
     pub async fn create<T: Serialize>(&self, path: &Path, value: &T) -> Result<bool> {
-        let options = PutOptions {
-            mode: PutMode::Create,
-            ..Default::default()
-        };
-        match self.store.inner.put_opts(path, json(value)?, options).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(error) => Err(object(path, error)),
+        let json = json(value)?;
+        let mut attempt = 1;
+        loop {
+            let options = PutOptions {
+                mode: PutMode::Create,
+                ..Default::default()
+            };
+            let put = self
+                .store
+                .inner
+                .put_opts(path, json.clone().into(), options);
+            match put.await {
+                Ok(_) => return Ok(true),
+                // It may be an earlier attempt of this very call that is there,
+                // whose answer was lost, to us or to the client below. S3 also
+                // says so while another's put is under way, which may yet fail.
+                Err(error @ object_store::Error::AlreadyExists { .. }) => {
+                    match self.read(path).await? {
+                        Some(there) => return Ok(there == json),
+                        None if attempt == CREATE_ATTEMPTS => return Err(object(path, error)),
+                        None => {}
+                    }
+                }
+                Err(error @ object_store::Error::Generic { .. }) if attempt < CREATE_ATTEMPTS => {
+                    debug!(
+                        %path,
+                        error = first_line(&error.to_string()),
+                        "whether the object was written is unknown; putting it again"
+                    );
+                }
+                Err(error) => return Err(object(path, error)),
+            }
+            tokio::time::sleep(Duration::from_millis(50 << attempt)).await;
+            attempt += 1;
         }
     }
 
@@ -160,7 +214,7 @@ impl Objects {
     pub async fn put<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
         self.store
             .inner
-            .put_opts(path, json(value)?, PutOptions::default())
+            .put_opts(path, json(value)?.into(), PutOptions::default())
             .await
             .map(|_| ())
             .map_err(|e| object(path, e))
@@ -244,9 +298,9 @@ impl Objects {
     }
 }
 
-fn json<T: Serialize>(value: &T) -> Result<PutPayload> {
+fn json<T: Serialize>(value: &T) -> Result<Bytes> {
     serde_json::to_vec(value)
-        .map(PutPayload::from)
+        .map(Bytes::from)
         .map_err(|e| EngineError::Internal(format!("an object could not be written as JSON: {e}")))
 }
 
@@ -332,6 +386,44 @@ mod tests {
         assert_eq!(first_line("plain"), "plain");
         assert_eq!(first_line("at.rs:1"), "at.rs:1");
         assert!(first_line(&"é".repeat(900)).chars().count() <= 401);
+    }
+
+    fn options(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect()
+    }
+
+    #[test]
+    fn calls_are_tried_again_for_half_a_minute_unless_told_otherwise() {
+        let store = Store::new(&options(&[("region", "x")]));
+        assert_eq!(store.options()[RETRIES_OPTION], "10");
+        assert_eq!(store.options()["region"], "x");
+        let told = Store::new(&options(&[("CLIENT_MAX_RETRIES", "2")]));
+        assert_eq!(told.options().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn google_and_azure_are_reached_by_lances_own_options() {
+        let google = [("google_skip_signature", "true")];
+        let azure = [
+            ("account_name", "somebody"),
+            ("azure_storage_account_key", "c2VjcmV0"),
+        ];
+        for (uri, pairs) in [
+            ("gs://bucket/tables/v.lance", google.as_slice()),
+            ("az://container/tables/v.lance", azure.as_slice()),
+        ] {
+            let objects = Store::new(&options(pairs)).objects(uri).await.unwrap();
+            assert_eq!(objects.root().as_ref(), "tables/v.lance", "{uri}");
+        }
+        // What lacks is told, without a call.
+        let error = Store::new(&options(&[]))
+            .objects("az://container/v.lance")
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("ccount"), "{error}");
     }
 
     #[test]

@@ -10,3 +10,4 @@ mod interop;
 mod s3;
 mod scenarios;
 mod support;
+mod throttling;

@@ -17,13 +17,13 @@ use tokio::sync::watch;
 
 use crate::support::{request, rows_of};
 
-struct Bucket {
+pub struct Bucket {
     folder: PathBuf,
     name: String,
 }
 
 impl Bucket {
-    fn new() -> Bucket {
+    pub fn new() -> Bucket {
         let served = std::env::var("RELANCE_TEST_S3_DIR").unwrap_or_else(|_| {
             panic!(
                 "RELANCE_TEST_S3_DIR is not set; this test needs an S3 server: \
@@ -36,11 +36,11 @@ impl Bucket {
         Bucket { folder, name }
     }
 
-    fn uri(&self) -> String {
+    pub fn uri(&self) -> String {
         format!("s3://{}/db", self.name)
     }
 
-    async fn append(&self, ids: std::ops::Range<i64>, mode: WriteMode) {
+    pub async fn append(&self, ids: std::ops::Range<i64>, mode: WriteMode) {
         let batch = rows_of(ids.collect());
         let schema = batch.schema();
         let params = WriteParams {
@@ -54,7 +54,7 @@ impl Bucket {
             .unwrap();
     }
 
-    async fn count(&self) -> usize {
+    pub async fn count(&self) -> usize {
         Dataset::open(&format!("{}/v.lance", self.uri()))
             .await
             .unwrap()
