@@ -77,6 +77,7 @@ async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
         workers: task.concurrency.unwrap_or(1),
         index,
         optimize_indices: task.optimize_indices,
+        query_memory: None,
     };
     let result = refresh(&catalog, &request, &sender).await;
     drop(sender);

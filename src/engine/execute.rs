@@ -3,6 +3,9 @@
 
 use std::sync::Arc;
 
+use datafusion::error::DataFusionError;
+use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::StreamExt;
 use lance::Dataset;
 use lance::dataset::transaction::Operation;
@@ -13,8 +16,8 @@ use super::error::EngineError;
 use super::fingerprint::Fingerprint;
 use super::ledger::Claim;
 use super::store::{first_line, is_missing};
-use super::unit::Extent;
-use super::view::sql::Planned;
+use super::view::planned::Planned;
+use super::work::Task;
 
 /// What units are computed from and written to. All of it at fixed versions.
 #[derive(Clone)]
@@ -38,6 +41,8 @@ pub struct Workbench {
 pub enum UnitError {
     /// A file of the source version is gone: it was cleaned up meanwhile.
     SourceGone,
+    /// The query needs more memory than it may have.
+    OutOfMemory(EngineError),
     /// Anything else.
     Other(EngineError),
 }
@@ -53,18 +58,42 @@ impl Workbench {
         }
     }
 
-    /// Computes the view's rows of `extent` (of the whole source, if `None`) and
-    /// stages them. The claim is not recorded yet.
+    /// Computes the rows of `task` and stages them. The claim is not recorded yet.
     pub async fn compute(
         &self,
-        extent: Option<Extent>,
+        task: Task,
         inputs: Vec<Fingerprint>,
     ) -> std::result::Result<Claim, UnitError> {
-        let rows = self
-            .planned
-            .evaluate(self.source()?, extent.as_ref())
-            .await
-            .map_err(|e| self.sort(e))?;
+        match &*self.planned {
+            Planned::Sql(planned) => {
+                let source = self.source()?;
+                let rows = planned.evaluate(source, task.extent.as_ref()).await;
+                self.stage(rows.map_err(|e| self.sort(e))?, inputs).await
+            }
+            Planned::General(general) => {
+                let evaluate = async |frugal| {
+                    general
+                        .evaluate(task.branch, task.extent.as_ref(), frugal)
+                        .await
+                        .map_err(|e| self.sort(e.into()))
+                };
+                match self.stage(evaluate(false).await?, inputs.clone()).await {
+                    // Slower, and within whatever memory there is.
+                    Err(UnitError::OutOfMemory(_)) => {
+                        self.stage(evaluate(true).await?, inputs).await
+                    }
+                    other => other,
+                }
+            }
+        }
+    }
+
+    /// Writes `rows` to files that no version of the view refers to yet.
+    async fn stage(
+        &self,
+        rows: SendableRecordBatchStream,
+        inputs: Vec<Fingerprint>,
+    ) -> std::result::Result<Claim, UnitError> {
         let mut rows = Box::pin(rows.peekable());
         // The writer wants a first batch; a unit without rows has no file.
         loop {
@@ -77,8 +106,7 @@ impl Workbench {
             }
         }
         let schema = Arc::new(arrow_schema::Schema::from(self.table.schema()));
-        let rows = datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema, rows);
-        let rows: datafusion::physical_plan::SendableRecordBatchStream = Box::pin(rows);
+        let rows: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(schema, rows));
         let mut params = WriteParams {
             mode: WriteMode::Append,
             ..Default::default()
@@ -122,6 +150,7 @@ impl Workbench {
     fn sort(&self, error: lance::Error) -> UnitError {
         let mut of_storage = matches!(error, lance::Error::IO { .. });
         let mut missing = is_missing(&error);
+        let mut out_of_memory = false;
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(current) = cause {
             if let Some(store) = current.downcast_ref::<object_store::Error>() {
@@ -130,13 +159,23 @@ impl Workbench {
             } else if let Some(io) = current.downcast_ref::<std::io::Error>() {
                 of_storage = true;
                 missing |= io.kind() == std::io::ErrorKind::NotFound;
+            } else if let Some(query) = current.downcast_ref::<DataFusionError>() {
+                out_of_memory |= matches!(query, DataFusionError::ResourcesExhausted(_));
             } else if let Some(lance) = current.downcast_ref::<lance::Error>() {
                 of_storage |= matches!(lance, lance::Error::IO { .. });
                 missing |= is_missing(lance);
             }
             cause = current.source();
         }
-        if missing {
+        if out_of_memory {
+            UnitError::OutOfMemory(EngineError::EvaluationFailed {
+                view: self.view_name.clone(),
+                why: format!(
+                    "its query needs more memory than the workers have, raise their limit; {}",
+                    first_line(&error.to_string())
+                ),
+            })
+        } else if missing {
             UnitError::SourceGone
         } else if of_storage {
             UnitError::Other(EngineError::Unavailable {

@@ -49,6 +49,7 @@ pub mod freshness;
 pub mod history;
 pub mod indices;
 pub mod ledger;
+pub mod memory;
 pub mod outcome;
 pub mod paths;
 pub mod plan;

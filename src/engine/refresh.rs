@@ -21,9 +21,8 @@ use super::ledger::{self, Claim, Ledger};
 use super::outcome::{self, Mode, Outcome};
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
-use super::unit::Extent;
 use super::view;
-use super::work::Work;
+use super::work::{Task, Work};
 use super::{carry, paths, staged, watermark};
 
 /// How often a refresh plans anew before it gives up as contended.
@@ -52,6 +51,9 @@ pub struct Request {
     pub workers: u32,
     /// Which of them this is, from 0.
     pub index: u32,
+    /// Most bytes that sorts, joins and aggregates hold before they spill; a
+    /// share of what the process may have if `None` (see [`super::memory`]).
+    pub query_memory: Option<u64>,
     /// Bring the view's indices up to date, once its rows are right.
     pub optimize_indices: bool,
 }
@@ -112,7 +114,7 @@ pub async fn refresh(
                 info!("the source version was cleaned up meanwhile; planning anew");
                 continue;
             }
-            Err(UnitError::Other(error)) => return Err(error),
+            Err(UnitError::Other(error) | UnitError::OutOfMemory(error)) => return Err(error),
         }
         if let Some((outcome, table)) = run.commit(&work).await? {
             return run.finish(&work, outcome, table).await;
@@ -261,7 +263,7 @@ impl Run<'_> {
             let inputs = work.unit_inputs(unit);
             match self.staged.get(&Fingerprint::of_all(&inputs)) {
                 Some(claim) => count(&mut now, claim),
-                None => todo.push((work.extent(unit), inputs)),
+                None => todo.push((work.task(unit), inputs)),
             }
         }
         self.progress.send_replace(now);
@@ -271,13 +273,13 @@ impl Run<'_> {
         });
         let shared = workers > 1;
         let mut results = futures::stream::iter(todo)
-            .map(|(extent, inputs)| {
+            .map(|(task, inputs)| {
                 let bench = work.bench.clone();
                 let objects = self.objects.clone();
                 async move {
                     // A task of its own, so that units use several processors.
                     let unit = tokio::spawn(async move {
-                        compute_unit(&bench, &objects, extent, inputs, shared).await
+                        compute_unit(&bench, &objects, task, inputs, shared).await
                     });
                     match AbortOnDrop(unit).await {
                         Ok(result) => result,
@@ -539,7 +541,7 @@ impl<T> Future for AbortOnDrop<T> {
 async fn compute_unit(
     bench: &Workbench,
     objects: &Objects,
-    extent: Option<Extent>,
+    task: Task,
     inputs: Vec<Fingerprint>,
     shared: bool,
 ) -> std::result::Result<Claim, UnitError> {
@@ -551,7 +553,7 @@ async fn compute_unit(
     if shared && let Some(claim) = objects.get(&path).await.map_err(UnitError::Other)? {
         return Ok(claim);
     }
-    let claim = bench.compute(extent, inputs).await?;
+    let claim = bench.compute(task, inputs).await?;
     if objects
         .create(&path, &claim)
         .await

@@ -108,14 +108,18 @@ fn slices(rows: u64) -> Vec<Range<u64>> {
 /// piece. Standing claims are matched before, so that a small append never
 /// cuts again what an earlier refresh has cut.
 pub fn cut(pieces: &[Piece], missing: &[usize]) -> Vec<Vec<usize>> {
+    cut_to(pieces, missing, TARGET_ROWS)
+}
+
+/// As [`cut`], with units of at most `target` rows.
+pub fn cut_to(pieces: &[Piece], missing: &[usize], target: u64) -> Vec<Vec<usize>> {
     let mut units: Vec<Vec<usize>> = Vec::new();
     let mut rows_in_last = 0u64;
     for &at in missing {
         let rows = pieces.get(at).map_or(0, |piece| piece.rows);
         match units.last_mut() {
             Some(unit)
-                if unit.last() == Some(&(at.wrapping_sub(1)))
-                    && rows_in_last + rows <= TARGET_ROWS =>
+                if unit.last() == Some(&(at.wrapping_sub(1))) && rows_in_last + rows <= target =>
             {
                 unit.push(at);
                 rows_in_last += rows;

@@ -18,11 +18,13 @@ use super::ledger::{Columns, Standing};
 use super::outcome::{Mode, Outcome};
 use super::plan::{Inputs, Judgement, Pinned, Plan};
 use super::refresh::Request;
-use super::staged;
 use super::store::{is_missing, storage};
 use super::unit::{self, Extent, Piece};
-use super::view::sql::{Planned, Shape};
+use super::view::general::cut::Cut;
+use super::view::planned::Planned;
+use super::view::sql::Shape;
 use super::view::{self, ViewInfo};
+use super::{memory, staged};
 
 /// What one plan works on.
 pub struct Work {
@@ -32,14 +34,33 @@ pub struct Work {
     pub view: ViewInfo,
     /// What units are computed from and written to.
     pub bench: Workbench,
-    /// The pieces of the source version.
-    pub pieces: Vec<Piece>,
     /// What the view is computed from.
     pub inputs: Inputs,
-    /// What the view reads of its source.
-    reads: Reads,
+    /// How that is cut.
+    pieces: Pieces,
     /// How the source was compacted since some version, once it was looked at.
     moves: OnceCell<Vec<Move<Fingerprint>>>,
+}
+
+/// The pieces that a view is cut into.
+enum Pieces {
+    /// Those of its sole source.
+    OfSource {
+        pieces: Vec<Piece>,
+        /// What the view reads of each row.
+        reads: Reads,
+    },
+    /// Those of the branches of a general query.
+    OfBranches(Cut),
+}
+
+/// What a unit is computed from.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Which branch of a general query; 0 for other views.
+    pub branch: usize,
+    /// Which rows of the source; `None` for all.
+    pub extent: Option<Extent>,
 }
 
 impl Work {
@@ -79,28 +100,32 @@ impl Work {
             staged::refuse_wal(&view, &source, "its source table").await?;
             sources.push(Arc::new(source));
         }
-        let [source] = sources.as_slice() else {
-            return Err(EngineError::Internal(
-                "a SQL view of one source was expected".to_string(),
-            ));
-        };
-        let planned = Arc::new(Planned::new(&view, &table, source)?);
-        let reads = planned.reads(source);
-        let pieces = unit::pieces(source, &reads, source.fragments())
-            .await
-            .map_err(|e| storage("the deletion files of the source table", e))?;
-        let fingerprints = pieces.iter().map(|piece| piece.fingerprint.clone());
-        let inputs = match planned.shape() {
-            Shape::RowWise => Inputs {
-                fingerprints: fingerprints.collect(),
-                whole: false,
-            },
-            Shape::Limited(_) | Shape::Grouped => Inputs {
-                fingerprints: std::iter::once(reads.definition().clone())
-                    .chain(fingerprints)
-                    .collect(),
-                whole: true,
-            },
+        let runtime = memory::runtime(request.query_memory)?;
+        let planned = Planned::new(&view, &table, &sources, runtime).await?;
+        let unread = |e| storage("the deletion files of the source table", e);
+        let (cut, inputs) = match &planned {
+            Planned::Sql(planned) => {
+                let source = &sources[0];
+                let reads = planned.reads(source);
+                let pieces = unit::pieces(source, &reads, source.fragments()).await;
+                let pieces = pieces.map_err(unread)?;
+                let whole = planned.shape() != Shape::RowWise;
+                let definition = whole.then(|| reads.definition().clone());
+                let fingerprints = pieces.iter().map(|piece| piece.fingerprint.clone());
+                let inputs = Inputs {
+                    fingerprints: definition.into_iter().chain(fingerprints).collect(),
+                    whole,
+                };
+                (Pieces::OfSource { pieces, reads }, inputs)
+            }
+            Planned::General(general) => {
+                let cut = Cut::new(general, &sources).await.map_err(unread)?;
+                let inputs = Inputs {
+                    fingerprints: cut.fingerprints.clone(),
+                    whole: false,
+                };
+                (Pieces::OfBranches(cut), inputs)
+            }
         };
         let plan = Plan {
             sources: sources.iter().map(|s| Pinned::of(s)).collect(),
@@ -112,7 +137,7 @@ impl Work {
             view_name: view.name(),
             sources,
             table: Arc::new(table),
-            planned,
+            planned: Arc::new(planned),
             refresh: request.refresh.clone(),
             max_rows_per_fragment: request.max_rows_per_fragment,
         };
@@ -120,9 +145,8 @@ impl Work {
             plan,
             view,
             bench,
-            pieces,
+            pieces: cut,
             inputs,
-            reads,
             moves: OnceCell::new(),
         }))
     }
@@ -156,7 +180,8 @@ impl Work {
 
     /// The view's columns that a refresh computes, in `table`.
     pub fn columns(&self, table: &Dataset) -> Columns {
-        Columns::new(table.schema(), self.bench.planned.computed_names())
+        let names = self.bench.planned.computed_names();
+        Columns::new(table.schema(), names.into_iter())
     }
 
     /// Which of the view's files are whole in `table`.
@@ -170,28 +195,30 @@ impl Work {
     pub async fn moves(&self, since: u64) -> Result<&[Move<Fingerprint>]> {
         let moves = self.moves.get_or_try_init(|| async {
             let mut found = Vec::new();
-            let [source] = self.bench.sources.as_slice() else {
+            let ([source], Pieces::OfSource { reads, .. }, Planned::Sql(planned)) = (
+                self.bench.sources.as_slice(),
+                &self.pieces,
+                &*self.bench.planned,
+            ) else {
                 return Ok(found);
             };
-            if !self.reads.survives_moving()
-                || matches!(self.bench.planned.shape(), Shape::Limited(_))
-            {
+            if !reads.survives_moving() || matches!(planned.shape(), Shape::Limited(_)) {
                 return Ok(found);
             }
             let versions = since + 1..=source.version().version;
             for group in carry::rewrites(source, versions).await? {
                 // A column that was dropped when the group was compacted, and
                 // is there again, has other values now.
-                let held: Vec<_> = group.new.iter().map(|f| self.reads.held(f)).collect();
+                let held: Vec<_> = group.new.iter().map(|f| reads.held(f)).collect();
                 let lost = |old: &Fragment| {
-                    let before = self.reads.held(old);
+                    let before = reads.held(old);
                     held.iter().any(|after| !before.is_subset(after))
                 };
                 if group.old.iter().any(lost) {
                     continue;
                 }
-                let old = unit::pieces(source, &self.reads, &group.old).await;
-                let new = unit::pieces(source, &self.reads, &group.new).await;
+                let old = unit::pieces(source, reads, &group.old).await;
+                let new = unit::pieces(source, reads, &group.new).await;
                 match (old, new) {
                     (Ok(old), Ok(new)) => found.push(Move {
                         old: old.into_iter().map(|piece| piece.fingerprint).collect(),
@@ -214,16 +241,25 @@ impl Work {
         if self.inputs.whole {
             return (!missing.is_empty()).then(Vec::new).into_iter().collect();
         }
-        unit::cut(&self.pieces, missing)
+        match &self.pieces {
+            Pieces::OfSource { pieces, .. } => unit::cut(pieces, missing),
+            Pieces::OfBranches(cut) => cut.units(missing),
+        }
     }
 
-    /// The rows of the source that a unit is computed from; `None` for all.
-    pub fn extent(&self, unit: &[usize]) -> Option<Extent> {
-        (!self.inputs.whole).then(|| {
-            let pieces = unit.iter().filter_map(|at| self.pieces.get(*at));
-            let source = self.bench.sources.first();
-            Extent::new(source.map_or(&[], |s| s.fragments()), pieces)
-        })
+    /// What a unit is computed from.
+    pub fn task(&self, unit: &[usize]) -> Task {
+        let (branch, extent) = match &self.pieces {
+            Pieces::OfSource { .. } if self.inputs.whole => (0, None),
+            Pieces::OfSource { pieces, .. } => {
+                let pieces = unit.iter().filter_map(|at| pieces.get(*at));
+                let source = self.bench.sources.first();
+                let all = source.map_or(&[][..], |s| s.fragments());
+                (0, Some(Extent::new(all, pieces)))
+            }
+            Pieces::OfBranches(cut) => cut.task(unit),
+        };
+        Task { branch, extent }
     }
 
     /// The fingerprints that a unit covers.

@@ -4,6 +4,7 @@
 mod architecture;
 mod compaction;
 mod faults;
+mod general;
 mod histories;
 mod indices;
 mod interop;

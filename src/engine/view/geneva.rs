@@ -36,6 +36,7 @@ pub(super) fn describe(metadata: &HashMap<String, String>) -> Option<Described> 
             .unwrap_or_default(),
         sql: None,
         definition: None,
+        query: None,
         raw: query.cloned().unwrap_or_default(),
     })
 }

@@ -6,12 +6,14 @@
 //! watermark in the schema metadata, by which they refresh incrementally.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use lancedb::materialized_view::{
     DEFINITION_META_KEY, LateralSource, MaterializedViewDefinition, StoredDefinition,
     read_definition, read_definition_sql_with_defaults,
 };
 
+use super::general::names::Query;
 use super::{Described, ViewKind};
 
 /// The column in which views of 0.38 to 0.40 keep the source's row ids.
@@ -38,11 +40,27 @@ pub(super) fn describe(metadata: &HashMap<String, String>) -> Option<Described> 
         sources: Vec::new(),
         sql,
         definition: None,
+        query: None,
         raw,
     };
+    let query = || {
+        let stored = stored.as_ref();
+        Query::parse(
+            stored.map(|s| s.query.as_str()).unwrap_or_default(),
+            stored.and_then(|s| s.default_database.as_deref()),
+            stored
+                .and_then(|s| s.default_namespace_path.as_deref())
+                .unwrap_or_default(),
+        )
+    };
     match read_definition(metadata) {
+        Ok(Some(StoredDefinition::Query(_))) if query().is_ok_and(|q| q.beyond_rows()) => {
+            described.general(query());
+        }
         Ok(Some(StoredDefinition::Query(definition))) => {
-            let default_namespace = stored.and_then(|s| s.default_namespace_path);
+            let default_namespace = stored
+                .as_ref()
+                .and_then(|s| s.default_namespace_path.clone());
             let definition = canonical(definition, default_namespace);
             let mut source = definition.source_namespace.clone();
             source.push(definition.source_table.clone());
@@ -58,14 +76,7 @@ pub(super) fn describe(metadata: &HashMap<String, String>) -> Option<Described> 
                     .to_string(),
             );
         }
-        Ok(_) | Err(_) if described.sql.is_some() => {
-            described.kind = ViewKind::GeneralSql;
-            described.unsupported = Some(
-                "its query goes beyond SELECT … FROM one table [UNNEST] [WHERE] [GROUP BY] \
-                 [LIMIT]; split it into views of that form"
-                    .to_string(),
-            );
-        }
+        Ok(_) | Err(_) if stored.is_some() => described.general(query()),
         Ok(_) | Err(_) => {
             described.kind = ViewKind::Newer("unknown".to_string());
             described.unsupported = Some(format!(
@@ -74,6 +85,20 @@ pub(super) fn describe(metadata: &HashMap<String, String>) -> Option<Described> 
         }
     }
     Some(described)
+}
+
+impl Described {
+    /// A view in any SQL, if it could be read.
+    fn general(&mut self, query: std::result::Result<Query, String>) {
+        self.kind = ViewKind::GeneralSql;
+        match query {
+            Ok(query) => {
+                self.sources = query.sources().to_vec();
+                self.query = Some(Arc::new(query));
+            }
+            Err(why) => self.unsupported = Some(why),
+        }
+    }
 }
 
 /// The definition in lancedb's canonical spelling (the older structured
@@ -132,12 +157,16 @@ mod tests {
     }
 
     #[test]
-    fn a_join_is_general_sql_and_refused() {
+    fn a_join_is_general_sql_with_all_its_sources() {
         let view = of(&definition_metadata_from_sql(
-            "SELECT a.x FROM a JOIN b ON a.id = b.id",
+            "SELECT a.x FROM a JOIN ns.b ON a.id = b.id",
         ));
         assert_eq!(view.kind, ViewKind::GeneralSql);
-        assert!(view.unsupported.is_some());
+        assert_eq!(view.unsupported, None);
+        assert_eq!(view.sources, [vec!["a"], vec!["ns", "b"]]);
+        let broken = of(&definition_metadata_from_sql("SELECT a FROM"));
+        assert_eq!(broken.kind, ViewKind::GeneralSql);
+        assert!(broken.unsupported.is_some());
     }
 
     #[test]

@@ -1,21 +1,27 @@
 //! What a view is: its kind, its dialect, and what it reads.
 //!
 //! One file a dialect: [`lancedb`] reads the SQL views of lancedb (both
-//! forms), [`geneva`] recognises Geneva's. [`sql`] plans and evaluates a SQL
-//! view over its source, with [`unnest`] and [`grouped`] for the two shapes
-//! that a plain Lance scan cannot express.
+//! forms), [`geneva`] recognises Geneva's. [`planned`] is a view over its
+//! sources: [`sql`] plans and evaluates those in lancedb's own grammar, with
+//! [`unnest`] and [`grouped`] for the two shapes that a plain Lance scan cannot
+//! express, and [`general`] those in any SQL.
 
+pub mod general;
 pub mod geneva;
 pub mod grouped;
 pub mod lancedb;
+mod output;
+pub mod planned;
 pub mod sql;
 pub mod unnest;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use ::lancedb::materialized_view::MaterializedViewDefinition;
 use lance::Dataset;
 
+use self::general::names::Query;
 use super::catalog::{Catalog, DELIMITER};
 use super::error::{EngineError, Result};
 
@@ -76,6 +82,8 @@ pub struct ViewInfo {
     pub sql: Option<String>,
     /// What lancedb's grammar makes of the SQL, where it can.
     pub definition: Option<MaterializedViewDefinition>,
+    /// The query of a general SQL view.
+    pub query: Option<Arc<Query>>,
     /// The stored definition as it is, to tell whether it was changed.
     pub raw: String,
 }
@@ -164,11 +172,18 @@ pub fn read(id: &[String], uri: &str, dataset: &Dataset) -> Result<ViewInfo> {
         uri: uri.to_string(),
         version: dataset.version().version,
         kind: described.kind,
-        unsupported: described.unsupported,
+        unsupported: described.unsupported.or_else(|| {
+            described
+                .sources
+                .iter()
+                .any(|source| source == id)
+                .then(|| "its query reads the view itself; drop it".to_string())
+        }),
         incarnation: metadata.get(lancedb::INCARNATION).cloned(),
         sources: described.sources,
         sql: described.sql,
         definition: described.definition,
+        query: described.query,
         raw: described.raw,
     })
 }
@@ -180,5 +195,6 @@ pub(crate) struct Described {
     pub sources: Vec<Vec<String>>,
     pub sql: Option<String>,
     pub definition: Option<MaterializedViewDefinition>,
+    pub query: Option<Arc<Query>>,
     pub raw: String,
 }

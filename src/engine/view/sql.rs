@@ -23,7 +23,7 @@ use lancedb::table::computed_columns::computed_column_from_field;
 
 use super::lancedb::SOURCE_ROW_ID;
 use super::unnest::{Unnest, flattened};
-use super::{ViewInfo, grouped};
+use super::{ViewInfo, grouped, output};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Reads;
 use crate::engine::unit::Extent;
@@ -146,28 +146,9 @@ impl Planned {
             }
         };
 
-        let mut stored_fields = schema
-            .fields()
-            .iter()
-            .filter(|f| computed_column_from_field(f).is_none())
-            .filter(|f| !(provenance && f.name() == SOURCE_ROW_ID));
-        for (name, data_type) in &types {
-            let fits = stored_fields
-                .next()
-                .is_some_and(|f| f.name() == name && f.data_type().equals_datatype(data_type));
-            if !fits {
-                return Err(mismatch(format!(
-                    "its query gives column '{name}' of type {data_type}, which is not what the \
-                     view's table holds there; recreate the view"
-                )));
-            }
-        }
-        if let Some(extra) = stored_fields.next() {
-            return Err(mismatch(format!(
-                "its query no longer gives column '{}'; recreate the view",
-                extra.name()
-            )));
-        }
+        let stored =
+            output::computed(&schema).filter(|f| !(provenance && f.name() == SOURCE_ROW_ID));
+        output::check(view, stored, &types, DataType::equals_datatype)?;
         Ok(Planned {
             definition,
             unnest,
@@ -195,11 +176,7 @@ impl Planned {
 
     /// The names of the view's columns that a refresh computes.
     pub fn computed_names(&self) -> impl Iterator<Item = &str> {
-        self.schema
-            .fields()
-            .iter()
-            .filter(|f| computed_column_from_field(f).is_none())
-            .map(|f| f.name().as_str())
+        output::computed(&self.schema).map(|f| f.name().as_str())
     }
 
     /// What the view reads of each source row.
@@ -376,15 +353,25 @@ fn root(schema: &ArrowSchema, path: &str) -> Option<String> {
 
 /// Refuses functions whose result changes by itself: no refresh could say
 /// that the view equals its definition.
-fn refuse_changing(view: &ViewInfo, exprs: &[Expr]) -> Result<()> {
+pub(super) fn refuse_changing(view: &ViewInfo, exprs: &[Expr]) -> Result<()> {
     for expr in exprs {
         let mut found = None;
         // The closure never fails.
         let _ = expr.apply(|e| {
-            if let Expr::ScalarFunction(call) = e
-                && call.func.signature().volatility != Volatility::Immutable
-            {
-                found = Some(call.func.name().to_string());
+            let (name, volatility) = match e {
+                Expr::ScalarFunction(call) => (call.func.name(), call.func.signature().volatility),
+                Expr::AggregateFunction(call) => {
+                    (call.func.name(), call.func.signature().volatility)
+                }
+                Expr::WindowFunction(call) => (call.fun.name(), call.fun.signature().volatility),
+                Expr::ScalarVariable(_, names) => {
+                    found = Some(names.join("."));
+                    return Ok(TreeNodeRecursion::Stop);
+                }
+                _ => return Ok(TreeNodeRecursion::Continue),
+            };
+            if volatility != Volatility::Immutable {
+                found = Some(format!("{name}()"));
                 return Ok(TreeNodeRecursion::Stop);
             }
             Ok(TreeNodeRecursion::Continue)
@@ -394,7 +381,7 @@ fn refuse_changing(view: &ViewInfo, exprs: &[Expr]) -> Result<()> {
                 view: view.name(),
                 kind: view.kind.in_words(),
                 why: format!(
-                    "its query calls {function}(), whose result changes by itself; store the value \
+                    "its query calls {function}, whose result changes by itself; store the value \
                      in the source instead"
                 ),
             });

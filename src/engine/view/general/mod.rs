@@ -1,0 +1,404 @@
+//! SQL views that go beyond lancedb's grammar: joins, several sources, common
+//! table expressions, unions, `DISTINCT`, windows, `ORDER BY` with `LIMIT`,
+//! subqueries.
+//!
+//! DataFusion plans the query over the sources, each at the plan's version
+//! ([`source`]). What the optimized plan's scans read goes into the
+//! fingerprints. Branches that come row by row from one table are cut into
+//! units ([`branch`]); every other branch is one unit, computed again whole
+//! when any fingerprint of any of its sources has changed.
+//!
+//! What is promised: the rows of the view are what the query gives, as a
+//! multiset. Where the query leaves a choice, any of its results is right, and
+//! the view keeps the one it has while the sources stay as they are: which of
+//! the rows that tie at the end of an `ORDER BY … LIMIT` are in it, how a
+//! window numbers rows that tie, in what order an array was aggregated, and
+//! the last bits of floating-point sums.
+//!
+//! Names are taken as they are written; where the query cannot be planned so,
+//! unquoted ones are taken in lower case, as SQL servers do.
+
+pub mod branch;
+pub mod cut;
+pub mod names;
+pub mod source;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arrow_schema::{DataType, Schema, SchemaRef};
+use datafusion::catalog::{
+    CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider,
+};
+use datafusion::datasource::provider_as_source;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::physical_plan::limit::LocalLimitExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion_common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion_expr::{LogicalPlan, TableScan};
+use futures::StreamExt;
+use lance::Dataset;
+use lance_table::format::Fragment;
+
+use self::names::Query;
+use self::source::SourceTable;
+use super::ViewInfo;
+use super::output;
+use super::sql::refuse_changing;
+use crate::engine::error::{EngineError, Result};
+use crate::engine::fingerprint::{Fingerprint, Reads};
+use crate::engine::store::first_line;
+use crate::engine::unit::Extent;
+
+/// Where names of one and two parts are looked up. No table has such a name.
+const CATALOG: &str = "\u{1}catalog";
+const SCHEMA: &str = "\u{1}schema";
+
+/// The most that a sort may keep back for its last step.
+const SORT_RESERVE: usize = 8 << 20;
+
+/// A general query planned over one version of each of its sources.
+#[derive(Debug)]
+pub struct General {
+    /// The view's own schema, which every batch is brought to.
+    schema: SchemaRef,
+    branches: Vec<Branch>,
+    /// Whether unquoted names are taken in lower case.
+    lower: bool,
+    runtime: Arc<RuntimeEnv>,
+    memory: usize,
+}
+
+/// Rows of the view that are computed by themselves.
+#[derive(Debug)]
+pub struct Branch {
+    plan: LogicalPlan,
+    /// The scan by whose fragments it is cut; `None`: it is computed whole.
+    pub probe: Option<Probe>,
+    /// What it reads besides: all its scans, or those of the sides that the
+    /// probe's rows are joined with.
+    pub besides: Fingerprint,
+    /// How many rows that is, as far as the manifests know.
+    pub rows_besides: u64,
+}
+
+/// A scan by whose fragments a branch is cut.
+#[derive(Debug)]
+pub struct Probe {
+    path: branch::Path,
+    /// Which of the view's sources it is.
+    pub source: usize,
+    /// What the branch reads of it.
+    pub reads: Reads,
+}
+
+impl General {
+    /// Plans `view` over `sources`, which are those of the view in their
+    /// order. Errors: `DefinitionMismatch` where the query cannot be planned
+    /// or does not give the view's columns, `Unsupported` for functions whose
+    /// result changes by itself.
+    pub async fn new(
+        view: &ViewInfo,
+        table: &Dataset,
+        sources: &[Arc<Dataset>],
+        runtime: Arc<RuntimeEnv>,
+    ) -> Result<General> {
+        view.require_refreshable()?;
+        let query = view.query.as_ref().ok_or_else(|| {
+            EngineError::Internal("a general SQL view without a query".to_string())
+        })?;
+        let schema = Arc::new(Schema::from(table.schema()));
+        let as_written = Self::planned(view, query, &schema, sources, &runtime, false).await;
+        match as_written {
+            Err(EngineError::DefinitionMismatch { .. }) => {
+                match Self::planned(view, query, &schema, sources, &runtime, true).await {
+                    Ok(general) => Ok(general),
+                    // The first says what is wrong of the query as it is written.
+                    Err(_) => as_written,
+                }
+            }
+            other => other,
+        }
+    }
+
+    async fn planned(
+        view: &ViewInfo,
+        query: &Query,
+        schema: &SchemaRef,
+        sources: &[Arc<Dataset>],
+        runtime: &Arc<RuntimeEnv>,
+        lower: bool,
+    ) -> Result<General> {
+        let said = |e: datafusion::error::DataFusionError| EngineError::DefinitionMismatch {
+            view: view.name(),
+            why: format!(
+                "its query cannot be planned ({}); restore the sources or recreate the view",
+                first_line(&e.strip_backtrace())
+            ),
+        };
+        let mut general = General {
+            schema: schema.clone(),
+            branches: Vec::new(),
+            lower,
+            runtime: runtime.clone(),
+            memory: match runtime.memory_pool.memory_limit() {
+                datafusion::execution::memory_pool::MemoryLimit::Finite(bytes) => bytes,
+                _ => usize::MAX,
+            },
+        };
+        let context = general.context(1, false);
+        let tables: Vec<Arc<SourceTable>> = sources
+            .iter()
+            .enumerate()
+            .map(|(at, dataset)| Arc::new(SourceTable::new(at, dataset.clone())))
+            .collect();
+        register(&context, query, &tables, lower).map_err(said)?;
+        let state = context.state();
+        let plan = state
+            .statement_to_plan(query.statement.clone())
+            .await
+            .map_err(said)?;
+        let mut exprs = Vec::new();
+        plan.apply_with_subqueries(|node| {
+            exprs.extend(node.expressions());
+            Ok(TreeNodeRecursion::Continue)
+        })
+        .map_err(said)?;
+        refuse_changing(view, &exprs)?;
+        // What types a union has is told only by the optimized plan.
+        let optimized = state.optimize(&plan).map_err(said)?;
+        let types: Vec<(String, DataType)> = optimized
+            .schema()
+            .fields()
+            .iter()
+            .map(|f| (f.name().clone(), f.data_type().clone()))
+            .collect();
+        output::check(view, output::computed(schema), &types, output::stores)?;
+
+        let types: Vec<_> = schema
+            .fields()
+            .iter()
+            .map(|f| (f.name(), f.data_type()))
+            .collect();
+        let definition = format!("{}\n{types:?}", plan.display_indent());
+        let branches = branch::split(&optimized).map_err(said)?;
+        let count = branches.len();
+        for (at, plan) in branches.into_iter().enumerate() {
+            let definition = format!("{definition}\nbranch {at} of {count}");
+            general
+                .branches
+                .push(Branch::new(plan, &definition, sources).map_err(said)?);
+        }
+        Ok(general)
+    }
+
+    /// The branches, whose rows together are the view's.
+    pub fn branches(&self) -> &[Branch] {
+        &self.branches
+    }
+
+    /// The names of the view's columns that a refresh computes.
+    pub fn computed_names(&self) -> impl Iterator<Item = &str> {
+        output::computed(&self.schema).map(|f| f.name().as_str())
+    }
+
+    /// The rows of branch `at`, of this extent of its probe or of all, in the
+    /// view's schema. A hash join holds one side in memory, and the first rows
+    /// of an order are held too; if `frugal` all of these are sorted instead,
+    /// which can spill.
+    pub async fn evaluate(
+        &self,
+        at: usize,
+        extent: Option<&Extent>,
+        frugal: bool,
+    ) -> datafusion::common::Result<SendableRecordBatchStream> {
+        let branch = self.branches.get(at).ok_or_else(|| {
+            datafusion::error::DataFusionError::Internal("no such branch".to_string())
+        })?;
+        // Units run beside each other; what is computed whole has all processors.
+        let mut partitions = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let mut plan = branch.plan.clone();
+        if let (Some(probe), Some(extent)) = (&branch.probe, extent) {
+            partitions = 1;
+            plan = branch::with_scan(&plan, &probe.path, &|scan: &TableScan| {
+                let table = source::of(scan)?.ok_or_else(branch::lost)?;
+                Ok(TableScan {
+                    source: provider_as_source(Arc::new(table.restricted(extent.clone()))),
+                    ..scan.clone()
+                })
+            })?;
+        }
+        let context = self.context(partitions, frugal);
+        let mut physical = context.state().create_physical_plan(&plan).await?;
+        if frugal {
+            physical = sorted_whole(physical)?;
+        }
+        let rows = execute_stream(physical, context.task_ctx())?;
+        let schema = self.schema.clone();
+        let rows = rows.map(move |batch| output::conform(&batch?, &schema));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(
+            self.schema.clone(),
+            rows,
+        )))
+    }
+
+    fn context(&self, partitions: usize, frugal: bool) -> SessionContext {
+        let mut config = SessionConfig::new()
+            .with_default_catalog_and_schema(CATALOG, SCHEMA)
+            .with_create_default_catalog_and_schema(true)
+            .with_information_schema(false)
+            .with_target_partitions(partitions)
+            .with_sort_spill_reservation_bytes(SORT_RESERVE.min(self.memory / 8 / partitions));
+        let options = config.options_mut();
+        options.sql_parser.enable_ident_normalization = self.lower;
+        options.sql_parser.map_string_types_to_utf8view = false;
+        options.optimizer.prefer_hash_join = !frugal;
+        let context = SessionContext::new_with_config_rt(config, self.runtime.clone());
+        lance_datafusion::udf::register_functions(&context);
+        context
+    }
+}
+
+impl Branch {
+    fn new(
+        plan: LogicalPlan,
+        definition: &str,
+        sources: &[Arc<Dataset>],
+    ) -> datafusion::common::Result<Branch> {
+        let mut best: Option<(u64, branch::Path, usize)> = None;
+        for path in branch::probes(&plan)? {
+            let Some(scan) = branch::scan_at(&plan, &path) else {
+                continue;
+            };
+            let Some(SourceTable { index, .. }) = source::of(scan)? else {
+                continue;
+            };
+            // The largest table is worth cutting; of equals the first named.
+            let rows = sources.get(index).map_or(0, |s| rows_of(s));
+            if best.as_ref().is_none_or(|(most, ..)| rows > *most) {
+                best = Some((rows, path, index));
+            }
+        }
+        let definition = match &best {
+            Some((_, path, _)) => format!("{definition}, along {path:?}"),
+            None => definition.to_string(),
+        };
+        let reads = |index: usize, scan: &TableScan| {
+            let dataset = &sources[index];
+            let stable = dataset.manifest().uses_stable_row_ids();
+            let columns = columns(scan);
+            Reads::new(&definition, dataset.schema(), &columns, false, stable)
+        };
+        let probe = best.and_then(|(_, path, source)| {
+            Some(Probe {
+                reads: reads(source, branch::scan_at(&plan, &path)?),
+                path,
+                source,
+            })
+        });
+        let mut parts = vec![Fingerprint::of_text(&definition)];
+        let mut rows_besides = 0;
+        let path = probe.as_ref().map(|p| p.path.as_slice());
+        for scan in branch::other_scans(&plan, path)? {
+            let Some(SourceTable { index, .. }) = source::of(&scan)? else {
+                continue;
+            };
+            let reads = reads(index, &scan);
+            parts.push(reads.definition().clone());
+            let fragments = sources[index].fragments().iter();
+            parts.extend(fragments.map(|fragment| reads.fragment(fragment)));
+            rows_besides += rows_of(&sources[index]);
+        }
+        Ok(Branch {
+            plan,
+            probe,
+            besides: Fingerprint::of_all(&parts),
+            rows_besides,
+        })
+    }
+}
+
+/// `plan` with sorts that keep all rows, and limits after them, for those that
+/// keep the first rows only: these cannot spill.
+fn sorted_whole(
+    plan: Arc<dyn ExecutionPlan>,
+) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
+    plan.transform_up(|node| {
+        let Some((sort, fetch)) = node
+            .downcast_ref::<SortExec>()
+            .and_then(|sort| Some((sort, sort.fetch()?)))
+        else {
+            return Ok(Transformed::no(node));
+        };
+        let sort: Arc<dyn ExecutionPlan> = Arc::new(sort.with_fetch(None));
+        Ok(Transformed::yes(Arc::new(LocalLimitExec::new(sort, fetch))))
+    })
+    .map(|changed| changed.data)
+}
+
+/// The columns of its table that `scan` reads.
+fn columns(scan: &TableScan) -> BTreeSet<String> {
+    let schema = scan.source.schema();
+    match &scan.projection {
+        Some(positions) => positions
+            .iter()
+            .map(|at| schema.field(*at).name().clone())
+            .collect(),
+        None => schema.fields().iter().map(|f| f.name().clone()).collect(),
+    }
+}
+
+fn rows_of(dataset: &Dataset) -> u64 {
+    let rows = |f: &Fragment| f.physical_rows.unwrap_or(0) as u64;
+    dataset.fragments().iter().map(rows).sum()
+}
+
+/// Makes the sources known to `context` by the names that `query` has for them.
+fn register(
+    context: &SessionContext,
+    query: &Query,
+    tables: &[Arc<SourceTable>],
+    lower: bool,
+) -> datafusion::common::Result<()> {
+    for (reference, at) in &query.tables {
+        let Some(table) = tables.get(*at) else {
+            continue;
+        };
+        let name = reference.clone().resolve(CATALOG, SCHEMA);
+        let mut spellings = vec![(
+            name.catalog.to_string(),
+            name.schema.to_string(),
+            name.table.to_string(),
+        )];
+        if lower {
+            let (catalog, schema, table) = &spellings[0];
+            spellings.push((
+                catalog.to_lowercase(),
+                schema.to_lowercase(),
+                table.to_lowercase(),
+            ));
+        }
+        for (catalog, schema, name) in spellings {
+            let found = context.catalog(&catalog).unwrap_or_else(|| {
+                let new: Arc<dyn CatalogProvider> = Arc::new(MemoryCatalogProvider::new());
+                context.register_catalog(&catalog, new.clone());
+                new
+            });
+            let found = match found.schema(&schema) {
+                Some(schema) => schema,
+                None => {
+                    let new: Arc<dyn SchemaProvider> = Arc::new(MemorySchemaProvider::new());
+                    found.register_schema(&schema, new.clone())?;
+                    new
+                }
+            };
+            if !found.table_exist(&name) {
+                found.register_table(name, table.clone())?;
+            }
+        }
+    }
+    Ok(())
+}

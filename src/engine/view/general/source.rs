@@ -1,0 +1,101 @@
+//! A source table as DataFusion sees it: a Lance scan, of all its rows or of a
+//! unit's.
+//!
+//! Filters stay with DataFusion, so that they mean the same wherever they
+//! stand in the query.
+
+use std::sync::Arc;
+
+use arrow_schema::{Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::datasource::cte_worktable::CteWorkTable;
+use datafusion::datasource::source_as_provider;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::TableType;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion_expr::Expr;
+use lance::Dataset;
+use lance::dataset::scanner::MaterializationStyle;
+
+use crate::engine::unit::Extent;
+
+/// One version of a source, or some of its rows.
+#[derive(Clone, Debug)]
+pub struct SourceTable {
+    /// Which of the view's sources it is.
+    pub index: usize,
+    dataset: Arc<Dataset>,
+    schema: SchemaRef,
+    extent: Option<Extent>,
+}
+
+impl SourceTable {
+    /// All of `dataset`, the view's source at `index`.
+    pub fn new(index: usize, dataset: Arc<Dataset>) -> SourceTable {
+        SourceTable {
+            index,
+            schema: Arc::new(Schema::from(dataset.schema())),
+            dataset,
+            extent: None,
+        }
+    }
+
+    /// The same, of these rows only.
+    pub fn restricted(&self, extent: Extent) -> SourceTable {
+        SourceTable {
+            extent: Some(extent),
+            ..self.clone()
+        }
+    }
+}
+
+#[async_trait]
+impl TableProvider for SourceTable {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        limit: Option<usize>,
+    ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
+        let mut scan = self.dataset.scan();
+        scan.materialization_style(MaterializationStyle::AllEarly);
+        if let Some(extent) = &self.extent {
+            extent.restrict(&mut scan).await?;
+        }
+        if let Some(projection) = projection {
+            let columns: Vec<&String> = projection
+                .iter()
+                .map(|at| self.schema.field(*at).name())
+                .collect();
+            scan.project(&columns)?;
+        }
+        scan.limit(limit.and_then(|l| i64::try_from(l).ok()), None)?;
+        scan.create_plan().await.map_err(DataFusionError::from)
+    }
+}
+
+/// The source table behind a scan of a plan; `None` for the rows that a
+/// recursive query has so far.
+pub fn of(scan: &datafusion_expr::TableScan) -> datafusion::common::Result<Option<SourceTable>> {
+    let provider = source_as_provider(&scan.source)?;
+    if provider.downcast_ref::<CteWorkTable>().is_some() {
+        return Ok(None);
+    }
+    match provider.downcast_ref::<SourceTable>() {
+        Some(table) => Ok(Some(table.clone())),
+        None => Err(DataFusionError::Internal(format!(
+            "'{}' is no source table",
+            scan.table_name
+        ))),
+    }
+}
