@@ -478,20 +478,25 @@ impl Run<'_> {
             Err(error) => warn!(%error, "the view's indices could not be read"),
         }
         let outcome = outcome::record(&self.objects, &self.request.refresh, &outcome).await?;
-        let tidied = async {
-            freshness::record(&self.objects, &work.view, &table, &work.plan.sources).await?;
-            staged::remove(&self.objects, &self.request.refresh).await?;
-            ledger::prune(&self.objects).await?;
-            let clock = self
-                .objects
-                .modified(&paths::outcome(self.objects.root(), &self.request.refresh))
-                .await?;
-            match clock {
-                Some(now) => outcome::prune(&self.objects, now).await,
-                None => Ok(()),
-            }
+        let (objects, refresh) = (&self.objects, &self.request.refresh);
+        // At once: on a store that is far away each of them takes its time.
+        let aged = async {
+            let recorded = paths::outcome(objects.root(), refresh);
+            let Some(now) = objects.modified(&recorded).await? else {
+                return Ok(());
+            };
+            let (staged, outcomes) = futures::join!(
+                staged::remove(objects, refresh, now),
+                outcome::prune(objects, now)
+            );
+            staged.and(outcomes)
         };
-        if let Err(error) = tidied.await {
+        let (fresh, aged, ledgers) = futures::join!(
+            freshness::record(objects, &work.view, &table, &work.plan.sources),
+            aged,
+            ledger::prune(objects)
+        );
+        if let Err(error) = fresh.and(aged).and(ledgers) {
             warn!(%error, "the view is right; its records could not all be written");
         }
         Ok(outcome)

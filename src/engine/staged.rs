@@ -1,6 +1,8 @@
 //! Which staged claims a refresh may use: its own from an earlier attempt, and
 //! those that a failed or cancelled refresh of the same view left.
 
+use std::time::SystemTime;
+
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::mem_wal::DatasetMemWalExt;
@@ -101,20 +103,15 @@ pub async fn lost(
 }
 
 /// Removes the plans and staged claims of `refresh`, which has ended well, and
-/// those that nobody can use any more.
-pub async fn remove(objects: &Objects, refresh: &str) -> Result<()> {
-    let clock = objects
-        .modified(&paths::outcome(objects.root(), refresh))
-        .await?;
+/// those that nobody can use any more at `now` by the store's clock.
+pub async fn remove(objects: &Objects, refresh: &str, now: SystemTime) -> Result<()> {
     for folder in objects.folders(&paths::plans(objects.root())).await? {
         let listed = objects
             .list(&paths::plan_folder(objects.root(), &folder))
             .await?;
-        let old = clock.is_some_and(|now| {
-            listed
-                .iter()
-                .all(|o| now.duration_since(o.modified).unwrap_or_default() > STAGED_FOR)
-        });
+        let old = listed
+            .iter()
+            .all(|o| now.duration_since(o.modified).unwrap_or_default() > STAGED_FOR);
         if folder == refresh || old {
             objects
                 .delete(listed.into_iter().map(|o| o.path).collect())

@@ -283,16 +283,17 @@ impl Objects {
 
     /// Deletes objects; those that are gone already do not matter.
     pub async fn delete(&self, paths: Vec<Path>) -> Result<()> {
-        let mut deletions = futures::stream::iter(paths)
-            .map(|path| async move {
-                match self.store.inner.delete(&path).await {
-                    Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                    Err(error) => Err(object(&path, error)),
-                }
-            })
-            .buffer_unordered(16);
+        let Some(first) = paths.first().cloned() else {
+            return Ok(());
+        };
+        // As one stream: S3 then takes a thousand in one call.
+        let paths = futures::stream::iter(paths.into_iter().map(Ok)).boxed();
+        let mut deletions = self.store.inner.delete_stream(paths);
         while let Some(deleted) = deletions.next().await {
-            deleted?;
+            match deleted {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(object(&first, error)),
+            }
         }
         Ok(())
     }
