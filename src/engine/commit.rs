@@ -27,6 +27,9 @@ use super::view::lancedb::SOURCE_ROW_ID;
 
 /// Transaction property: the UID of the refresh that committed.
 pub const REFRESH: &str = "relance.refresh";
+/// Transaction property: the view version that the commit was judged on. If the
+/// next one is the commit's own, nothing came between, and it is as it was meant.
+pub const READ_VERSION: &str = "relance.readVersion";
 /// Transaction property: the [`super::outcome::Outcome`] as JSON.
 pub const OUTCOME: &str = "relance.outcome";
 

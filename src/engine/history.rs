@@ -12,7 +12,7 @@ use lance::Dataset;
 use lance::dataset::transaction::Operation;
 use lance_table::format::Fragment;
 
-use super::commit::{OUTCOME, REFRESH};
+use super::commit::{OUTCOME, READ_VERSION, REFRESH};
 use super::error::Result;
 use super::outcome::Outcome;
 use super::store::{is_missing, storage};
@@ -25,6 +25,9 @@ const SEARCHED: u64 = 10_000;
 pub struct History {
     /// What the refresh did that was asked about, if it has committed.
     pub outcome: Option<Outcome>,
+    /// Whether nobody's commit came between what the refresh judged and its
+    /// own: then what landed is what was meant, whoever may have verified it.
+    pub settled: bool,
     /// Whether every version since could be read; else it may have been one of
     /// those that were cleaned up.
     pub complete: bool,
@@ -59,15 +62,19 @@ impl History {
                 continue;
             };
             if properties.get(REFRESH).map(String::as_str) == Some(refresh)
-                && history.outcome.is_none()
+                && !history.settled
                 && let Some(outcome) = properties
                     .get(OUTCOME)
                     .and_then(|json| serde_json::from_str::<Outcome>(json).ok())
             {
-                history.outcome = Some(Outcome {
-                    view_version: version,
-                    ..outcome
-                });
+                let read = properties.get(READ_VERSION).and_then(|v| v.parse().ok());
+                history.settled = read == Some(version - 1);
+                if history.settled || history.outcome.is_none() {
+                    history.outcome = Some(Outcome {
+                        view_version: version,
+                        ..outcome
+                    });
+                }
             }
         }
         Ok(history)

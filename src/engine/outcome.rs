@@ -103,8 +103,12 @@ pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Opt
         });
     };
     let history = History::read(&table, refresh, plan.view_version).await?;
-    if history.outcome.is_some() || history.complete {
+    if history.settled {
         return Ok(history.outcome);
+    }
+    if history.complete || history.outcome.is_some() {
+        // A commit that others' came before is for a worker to look at again.
+        return Ok(None);
     }
     prepared(&objects, &table, refresh).await
 }

@@ -116,8 +116,12 @@ pub async fn refresh(
             }
             Err(UnitError::Other(error) | UnitError::OutOfMemory(error)) => return Err(error),
         }
-        if let Some((outcome, table)) = run.commit(&work).await? {
-            return run.finish(&work, outcome, table).await;
+        match run.commit(&work).await? {
+            Some((outcome, Some(table))) => return run.finish(&work, outcome, table).await,
+            Some((outcome, None)) => {
+                return outcome::record(&run.objects, &request.refresh, &outcome).await;
+            }
+            None => {}
         }
     }
     Err(EngineError::ViewContended {
@@ -312,9 +316,10 @@ impl Run<'_> {
         failed.map_or(Ok(()), Err)
     }
 
-    /// The commit loop. `Ok(None)`: the view or what is staged changed such
-    /// that a new plan is needed.
-    async fn commit(&mut self, work: &Work) -> Result<Option<(Outcome, Dataset)>> {
+    /// The commit loop. Gives the view as the refresh left it, unless that
+    /// version has been cleaned up since. `Ok(None)`: the view or what is
+    /// staged changed such that a new plan is needed.
+    async fn commit(&mut self, work: &Work) -> Result<Option<(Outcome, Option<Dataset>)>> {
         let request = self.request;
         for attempt in 1..=MAX_COMMITS {
             let (view, table) = view::open(self.catalog, &request.view).await?;
@@ -341,6 +346,13 @@ impl Run<'_> {
                     // The compactions that it took are cleaned up some day.
                     self.write_ledger(&table, &outcome, &judgement).await?;
                 }
+                return Ok(Some((outcome, Some(table))));
+            }
+            if let (Some(outcome), true) = (history.outcome, history.settled) {
+                // Another worker has done it. What was written since is not
+                // for this refresh to mend.
+                let left = Some(outcome.view_version);
+                let table = self.catalog.store().open(&work.view.uri, left).await?;
                 return Ok(Some((outcome, table)));
             }
             if !judgement.missing.is_empty() {
@@ -366,6 +378,10 @@ impl Run<'_> {
             let properties = BTreeMap::from([
                 (commit::REFRESH.to_string(), request.refresh.clone()),
                 (
+                    commit::READ_VERSION.to_string(),
+                    table.version().version.to_string(),
+                ),
+                (
                     commit::OUTCOME.to_string(),
                     serde_json::to_string(&outcome).unwrap_or_default(),
                 ),
@@ -378,7 +394,7 @@ impl Run<'_> {
                             view_version: version,
                             ..outcome
                         };
-                        return Ok(Some((outcome, table)));
+                        return Ok(Some((outcome, Some(table))));
                     }
                     info!(version, "another change landed with ours; looking again");
                 }
