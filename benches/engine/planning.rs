@@ -186,6 +186,7 @@ async fn forge(database: &Database) {
         refresh: asked.refresh.clone(),
         read_version,
         outcome: filled,
+        added: 0,
         claims,
     };
     let path = paths::ledger(objects.root(), read_version, &asked.refresh, "forged");

@@ -15,6 +15,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt};
 use lance_core::datatypes::Schema;
 use lance_table::format::{DataFile, Fragment};
 use serde::{Deserialize, Serialize};
@@ -73,8 +74,12 @@ pub struct Ledger {
     pub read_version: u64,
     /// What the refresh did; its view version is a guess until the commit landed.
     pub outcome: Outcome,
-    /// Every claim that the view consists of after the commit.
+    /// Every claim that the view consists of after the commit, those that it
+    /// brought in last.
     pub claims: Vec<Claim>,
+    /// How many it brought in.
+    #[serde(default)]
+    pub added: usize,
 }
 
 /// The columns of a view that a refresh computes, as its files know them.
@@ -184,13 +189,25 @@ fn collect(field: &lance_core::datatypes::Field, ids: &mut HashSet<i32>) {
 /// Reads ledgers, the newest first, until one accounts for every fragment of
 /// the view (or all are read). Their claims are returned as they are: the
 /// caller judges which of them stand.
+///
+/// Only those whose files are gone are left out. Lance's own cleanup, told to
+/// delete unverified files, may take them from under a commit: it looks, the
+/// commit lands, it deletes. So what the newest ledger brought in is looked at.
 pub async fn read(objects: &Objects, standing: &Standing) -> Result<Vec<Ledger>> {
-    let mut found = Vec::new();
+    let mut found: Vec<Ledger> = Vec::new();
+    let mut gone = HashSet::new();
     let listed = objects.list(&paths::ledgers(objects.root())).await?;
     for object in listed.iter().rev().take(LEDGERS_KEPT) {
-        let Some(ledger) = objects.get::<Ledger>(&object.path).await? else {
+        let Some(mut ledger) = objects.get::<Ledger>(&object.path).await? else {
             continue;
         };
+        if found.is_empty() {
+            let kept = ledger.claims.len().saturating_sub(ledger.added);
+            gone = absent(objects, &ledger.claims[kept..]).await?;
+        }
+        ledger
+            .claims
+            .retain(|claim| !claim.files().any(|file| gone.contains(file)));
         found.push(ledger);
         let accounted = found.iter().flat_map(|l: &Ledger| l.claims.iter());
         if standing.unaccounted(accounted).is_empty() {
@@ -198,6 +215,24 @@ pub async fn read(objects: &Objects, standing: &Standing) -> Result<Vec<Ledger>>
         }
     }
     Ok(found)
+}
+
+/// The files of `claims` that are not there.
+async fn absent(objects: &Objects, claims: &[Claim]) -> Result<HashSet<String>> {
+    let data = objects.root().clone().join("data");
+    let files: Vec<String> = claims
+        .iter()
+        .flat_map(|claim| claim.files().map(str::to_string))
+        .collect();
+    futures::stream::iter(files)
+        .map(|file| {
+            let path = data.clone().join(file.as_str());
+            async move { Ok((objects.modified(&path).await?.is_none()).then_some(file)) }
+        })
+        .buffer_unordered(32)
+        .try_filter_map(|file| async move { Ok(file) })
+        .try_collect()
+        .await
 }
 
 /// Deletes all but the newest ledgers.

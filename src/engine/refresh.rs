@@ -431,6 +431,7 @@ impl Run<'_> {
             read_version,
             outcome: outcome.clone(),
             claims: claims.cloned().collect(),
+            added: judgement.added.len(),
         };
         self.objects.put(&path, &ledger).await?;
         Ok(path)

@@ -266,6 +266,23 @@ async fn rows_that_cannot_be_computed_are_a_failure_that_no_retry_mends() {
 }
 
 #[tokio::test]
+async fn files_that_a_cleanup_took_from_under_a_commit_are_computed_again() {
+    let db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    for fragment in db.open("v").await.fragments().iter() {
+        let file = format!("{}/data/{}", db.path("v"), fragment.files[0].path);
+        std::fs::remove_file(file).unwrap();
+    }
+    let again = db.refresh("v").await.unwrap();
+    assert!(again.rows_written > 0, "{again:?}");
+    assert_eq!(
+        db.rows("v").await,
+        db.evaluated(&SHAPES[0], Form::Plain, 1).await
+    );
+}
+
+#[tokio::test]
 async fn another_incarnation_of_the_view_is_not_touched() {
     let db = filled(true).await;
     db.create_view("v", SHAPES[0].sql, Form::Provenance).await;
