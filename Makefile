@@ -31,6 +31,11 @@ build: packages ## The binary and the tests, by the one profile that all use
 test: lint ## Everything that CI runs: lint, and all tests against a real cluster of their own
 	@NAME=$(TEST_NAME) tests/run
 
+.PHONY: soak
+soak: packages ## The random tests of the engine at full length (hours; RELANCE_SEED=1 says where they start)
+	RELANCE_HISTORIES=2000 RELANCE_SWEEP=0 RELANCE_KILLS=300 RELANCE_RACES=500 \
+		cargo test --test engine -- --nocapture histories faults kills races
+
 .PHONY: bench
 bench: packages ## What a refresh costs beside what Kubernetes itself costs
 	@NAME=$(TEST_NAME) tests/run --bench refresh

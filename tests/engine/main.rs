@@ -8,6 +8,8 @@ mod general;
 mod histories;
 mod indices;
 mod interop;
+mod kills;
+mod races;
 mod s3;
 mod scenarios;
 mod support;

@@ -1,6 +1,9 @@
 //! A small database on disk, views of both lancedb forms over it, and an
 //! evaluation of a view from scratch to compare with.
 
+mod processes;
+mod shapes;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -17,11 +20,15 @@ use lance::dataset::{WriteMode, WriteParams};
 use lance_io::stream::RecordBatchStream;
 use lancedb::materialized_view::{MaterializedViewDefinition, prepare_definition};
 use relance::engine::catalog::Catalog;
+use relance::engine::commit;
 use relance::engine::error::EngineError;
 use relance::engine::outcome::Outcome;
 use relance::engine::refresh::{Progress, Request, refresh};
 use tempfile::TempDir;
 use tokio::sync::watch;
+
+pub use processes::{Python, Worker, relance_refresh};
+pub use shapes::{SHAPES, Shape, shape};
 
 /// Which form a view's table has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +53,17 @@ impl Db {
             stable_row_ids,
             next_id: 0,
         }
+    }
+
+    /// The same database again, in a folder of its own.
+    pub fn copied(&self) -> Db {
+        let copy = Db {
+            folder: tempfile::tempdir().unwrap(),
+            stable_row_ids: self.stable_row_ids,
+            next_id: self.next_id,
+        };
+        copy_tree(self.folder.path(), copy.folder.path());
+        copy
     }
 
     pub fn path(&self, table: &str) -> String {
@@ -205,6 +223,41 @@ impl Db {
     }
 }
 
+fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// How many versions of `view` refresh `uid` has committed as they were meant:
+/// one that landed on top of another change is looked at again.
+pub async fn commits_of(db: &Db, view: &str, uid: &str) -> usize {
+    let table = db.open(view).await;
+    let mut found = 0;
+    for version in 1..=table.version().version {
+        // Versions may have been cleaned up.
+        let transaction = table.read_transaction_by_version(version).await;
+        found += usize::from(
+            transaction
+                .ok()
+                .flatten()
+                .and_then(|t| t.transaction_properties)
+                .is_some_and(|p| {
+                    p.get(commit::REFRESH).map(String::as_str) == Some(uid)
+                        && p.get(commit::READ_VERSION) == Some(&(version - 1).to_string())
+                }),
+        );
+    }
+    found
+}
+
 /// The number in environment variable `name`, or else `default`.
 pub fn number(name: &str, default: u64) -> u64 {
     std::env::var(name)
@@ -252,101 +305,6 @@ pub fn rows_of(ids: Vec<i64>) -> RecordBatch {
     RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))
         .unwrap()
 }
-
-/// A kind of view: its defining query, and the same for DataFusion.
-pub struct Shape {
-    pub name: &'static str,
-    pub sql: &'static str,
-    pub oracle: fn(Form) -> String,
-    pub limit: Option<usize>,
-}
-
-fn with_row_id(form: Form, columns: &str, row_id: &str, rest: &str) -> String {
-    match form {
-        Form::Plain => format!("SELECT {columns} {rest}"),
-        Form::Provenance => format!("SELECT {columns}, {row_id} AS __source_row_id {rest}"),
-    }
-}
-
-/// The shape of that name.
-pub fn shape(name: &str) -> &'static Shape {
-    SHAPES.iter().find(|s| s.name == name).unwrap()
-}
-
-/// Every shape that views of one source can have.
-pub const SHAPES: &[Shape] = &[
-    Shape {
-        name: "filtered",
-        sql: "SELECT id, x * 2 AS y, name FROM src WHERE x > 20",
-        oracle: |form| {
-            with_row_id(
-                form,
-                "id, x * 2 AS y, name",
-                "_rowid",
-                "FROM src WHERE x > 20",
-            )
-        },
-        limit: None,
-    },
-    Shape {
-        name: "expressions",
-        sql: "SELECT id, upper(name) AS shout, coalesce(x, -1) AS x0 FROM src",
-        oracle: |form| {
-            with_row_id(
-                form,
-                "id, upper(name) AS shout, coalesce(x, -1) AS x0",
-                "_rowid",
-                "FROM src",
-            )
-        },
-        limit: None,
-    },
-    Shape {
-        name: "carried",
-        sql: "SELECT tags, id, name AS title FROM src WHERE id <> 12",
-        oracle: |form| {
-            with_row_id(
-                form,
-                "tags, id, name AS title",
-                "_rowid",
-                "FROM src WHERE id <> 12",
-            )
-        },
-        limit: None,
-    },
-    Shape {
-        name: "unnested",
-        sql: "SELECT id, t + 1 AS t1 FROM src, UNNEST(tags) AS t WHERE t > 30 OR t IS NULL",
-        oracle: |form| {
-            with_row_id(
-                form,
-                "id, t + 1 AS t1",
-                "_rowid",
-                "FROM (SELECT id, _rowid, unnest(tags) AS t FROM src) WHERE t > 30 OR t IS NULL",
-            )
-        },
-        limit: None,
-    },
-    Shape {
-        name: "grouped",
-        sql: "SELECT x, count(*) AS n, max(id) AS largest FROM src WHERE id > 2 GROUP BY x",
-        oracle: |form| {
-            with_row_id(
-                form,
-                "x, count(*) AS n, max(id) AS largest",
-                "min(_rowid)",
-                "FROM src WHERE id > 2 GROUP BY x",
-            )
-        },
-        limit: None,
-    },
-    Shape {
-        name: "limited",
-        sql: "SELECT id, name FROM src WHERE x > 10 LIMIT 25",
-        oracle: |form| with_row_id(form, "id, name", "_rowid", "FROM src WHERE x > 10"),
-        limit: Some(25),
-    },
-];
 
 /// Each row of `batches` as text, sorted.
 pub fn render(batches: &[RecordBatch]) -> Vec<String> {

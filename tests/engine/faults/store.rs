@@ -1,0 +1,237 @@
+//! A store that goes out of order: counts operations, and from one of them on
+//! all fail.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use lance_io::object_store::WrappingObjectStore;
+use object_store::list::PaginatedListStore;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+};
+
+/// What goes wrong, and what has been seen.
+#[derive(Debug)]
+pub struct Faults {
+    operations: AtomicU64,
+    fail_from: u64,
+    /// Whether the first operation to fail takes effect all the same.
+    after: bool,
+    struck: AtomicBool,
+    /// The data files of tables that were begun.
+    written: Mutex<Vec<String>>,
+}
+
+impl Faults {
+    /// Every operation from number `fail_from` on fails; with `after`, the
+    /// first of them has taken effect when it fails.
+    pub fn new(fail_from: u64, after: bool) -> Arc<Faults> {
+        Arc::new(Faults {
+            operations: AtomicU64::new(0),
+            fail_from,
+            after,
+            struck: AtomicBool::new(false),
+            written: Mutex::default(),
+        })
+    }
+
+    /// Only counts.
+    pub fn none() -> Arc<Faults> {
+        Faults::new(u64::MAX, false)
+    }
+
+    /// How many operations were seen.
+    pub fn operations(&self) -> u64 {
+        self.operations.load(Ordering::SeqCst)
+    }
+
+    /// Whether an operation has failed.
+    pub fn struck(&self) -> bool {
+        self.struck.load(Ordering::SeqCst)
+    }
+
+    /// How many data files were begun below `folder`.
+    pub fn written(&self, folder: &str) -> usize {
+        let written = self.written.lock().unwrap();
+        written.iter().filter(|path| path.contains(folder)).count()
+    }
+
+    fn wrote(&self, at: &Path) {
+        if at.as_ref().contains("/data/") {
+            self.written.lock().unwrap().push(at.to_string());
+        }
+    }
+
+    fn meet(&self) -> Fate {
+        let number = self.operations.fetch_add(1, Ordering::SeqCst);
+        if number < self.fail_from {
+            return Fate::Works;
+        }
+        self.struck.store(true, Ordering::SeqCst);
+        if self.after && number == self.fail_from {
+            Fate::WorksAndFails
+        } else {
+            Fate::Fails
+        }
+    }
+
+    async fn through<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.meet() {
+            Fate::Works => operation.await,
+            Fate::WorksAndFails => {
+                let _ = operation.await;
+                Err(broken())
+            }
+            Fate::Fails => Err(broken()),
+        }
+    }
+}
+
+enum Fate {
+    Works,
+    WorksAndFails,
+    Fails,
+}
+
+fn broken() -> object_store::Error {
+    object_store::Error::Generic {
+        store: "faulty",
+        source: "storage is out of order".into(),
+    }
+}
+
+/// Puts the faults around whatever store lance opens.
+#[derive(Debug)]
+pub struct Wrap(pub Arc<Faults>);
+
+impl WrappingObjectStore for Wrap {
+    fn wrap(&self, _prefix: &str, original: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
+        Arc::new(Faulty {
+            inner: original,
+            faults: self.0.clone(),
+        })
+    }
+
+    fn wrap_paginated(
+        &self,
+        _prefix: &str,
+        _original: Arc<dyn PaginatedListStore>,
+    ) -> Option<Arc<dyn PaginatedListStore>> {
+        // Listings, too, shall pass through the faults.
+        None
+    }
+}
+
+#[derive(Debug)]
+struct Faulty {
+    inner: Arc<dyn ObjectStore>,
+    faults: Arc<Faults>,
+}
+
+impl fmt::Display for Faulty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "faulty {}", self.inner)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, o: PutOptions) -> Result<PutResult> {
+        self.faults.wrote(at);
+        self.faults
+            .through(self.inner.put_opts(at, payload, o))
+            .await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.faults.wrote(at);
+        let inner = self
+            .faults
+            .through(self.inner.put_multipart_opts(at, options))
+            .await?;
+        Ok(Box::new(FaultyUpload {
+            inner,
+            faults: self.faults.clone(),
+        }))
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        self.faults.through(self.inner.get_opts(at, options)).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        match self.faults.meet() {
+            Fate::Works => self.inner.delete_stream(locations),
+            Fate::WorksAndFails => {
+                let mut deleted = self.inner.delete_stream(locations);
+                futures::stream::once(async move {
+                    while deleted.next().await.is_some() {}
+                    Err(broken())
+                })
+                .boxed()
+            }
+            Fate::Fails => futures::stream::once(async { Err(broken()) }).boxed(),
+        }
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        match self.faults.meet() {
+            Fate::Works => self.inner.list(prefix),
+            _ => futures::stream::once(async { Err(broken()) }).boxed(),
+        }
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.faults
+            .through(self.inner.list_with_delimiter(prefix))
+            .await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.faults
+            .through(self.inner.copy_opts(from, to, options))
+            .await
+    }
+
+    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.faults
+            .through(self.inner.rename_opts(from, to, options))
+            .await
+    }
+}
+
+#[derive(Debug)]
+struct FaultyUpload {
+    inner: Box<dyn MultipartUpload>,
+    faults: Arc<Faults>,
+}
+
+#[async_trait]
+impl MultipartUpload for FaultyUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let part = self.inner.put_part(data);
+        let faults = self.faults.clone();
+        Box::pin(async move { faults.through(part).await })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        self.faults.through(self.inner.complete()).await
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.faults.through(self.inner.abort()).await
+    }
+}
