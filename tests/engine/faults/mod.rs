@@ -25,7 +25,7 @@ use relance::engine::outcome::Outcome;
 use relance::engine::refresh::{Progress, Request, refresh};
 use tokio::sync::watch;
 
-use crate::support::{Db, Form, Shape, commits_of, number, request, shape};
+use crate::support::{Db, Form, GENERAL, Shape, commits_of, number, request, shape};
 use store::{Faults, Wrap};
 
 /// What is refreshed, and how.
@@ -71,7 +71,11 @@ impl Case {
         let mut db = Db::new(true);
         let batch = db.batch(20);
         db.write(batch, WriteMode::Create, 20).await;
-        db.create_view("v", self.shape.sql, self.form).await;
+        if GENERAL.iter().any(|s| s.name == self.shape.name) {
+            db.create_general_view("v", self.shape.sql).await;
+        } else {
+            db.create_view("v", self.shape.sql, self.form).await;
+        }
         for _ in 0..4 {
             if self.situation != Situation::First {
                 db.refresh("v").await.unwrap();
@@ -279,6 +283,10 @@ sweeps! {
         Case::of("grouped", Form::Provenance);
     a_limited_refresh_survives_a_fault_at_every_operation:
         Case::of("limited", Form::Plain);
+    a_refresh_of_branches_survives_a_fault_at_every_operation:
+        Case::of("branches", Form::Plain);
+    a_refresh_of_windows_survives_a_fault_at_every_operation:
+        Case::of("window", Form::Plain);
     a_full_refresh_survives_a_fault_at_every_operation:
         Case { full: true, ..Case::of("expressions", Form::Plain) };
     a_first_refresh_survives_a_fault_at_every_operation:

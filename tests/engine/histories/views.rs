@@ -15,8 +15,8 @@ use crate::support::{Db, Form};
 pub struct View {
     /// Its table.
     pub name: String,
-    /// The same view, refreshed by lancedb alone.
-    pub twin: String,
+    /// The same view, refreshed by lancedb alone, where lancedb can.
+    pub twin: Option<String>,
     pub form: Form,
     pub limit: Option<usize>,
     items: Items,
@@ -39,6 +39,8 @@ enum From {
     Table,
     Unnest(String),
     Groups,
+    /// A whole query, beyond what lancedb reads.
+    Any(String),
 }
 
 /// `name` in SQL.
@@ -49,6 +51,9 @@ pub fn quoted(name: &str) -> String {
 impl View {
     /// A random view over a source of `schema`.
     pub fn new(random: &mut StdRng, schema: &Schema, key: &str, form: Form, n: usize) -> View {
+        if random.random_bool(0.2) {
+            return View::general(random, schema, key, n);
+        }
         let lists: Vec<&Field> = schema
             .fields()
             .iter()
@@ -145,7 +150,7 @@ impl View {
         }
         View {
             name: format!("v{n}"),
-            twin: format!("twin{n}"),
+            twin: Some(format!("twin{n}")),
             form,
             limit,
             items: if star {
@@ -160,8 +165,53 @@ impl View {
         }
     }
 
+    /// A random view that is more than lancedb reads.
+    fn general(random: &mut StdRng, schema: &Schema, key: &str, n: usize) -> View {
+        let key = quoted(key);
+        let one = any(random, schema);
+        let other = groupable(random, schema);
+        let (one_q, other_q) = (quoted(one.name()), quoted(other.name()));
+        let sql = match random.random_range(0..7) {
+            0 => format!(
+                "SELECT DISTINCT {other_q} AS d FROM src{}",
+                filter(random, schema)
+            ),
+            1 => format!(
+                "SELECT {key} AS k, {one_q} AS o FROM src{} UNION ALL SELECT {key} AS a, {one_q} AS b FROM src{}",
+                filter(random, schema),
+                filter(random, schema)
+            ),
+            2 => format!(
+                "SELECT l.{key} AS k, r.{one_q} AS o FROM src l JOIN src r ON l.{key} = r.{key} + 1"
+            ),
+            3 => format!("SELECT {key} AS k, row_number() OVER (ORDER BY {key}) AS n FROM src"),
+            4 => format!(
+                "SELECT {key} AS k, {one_q} AS o FROM src ORDER BY {key} DESC LIMIT {}",
+                random.random_range(1..40)
+            ),
+            5 => format!("SELECT {key} AS k FROM src WHERE {key} > (SELECT avg({key}) FROM src)"),
+            _ => format!(
+                "WITH g AS (SELECT {other_q} AS d, count(*) AS n FROM src GROUP BY {other_q}) \
+                 SELECT s.{key} AS k, g.n FROM src s JOIN g ON s.{other_q} = g.d"
+            ),
+        };
+        View {
+            name: format!("v{n}"),
+            twin: None,
+            form: Form::Plain,
+            limit: None,
+            items: Items::Some(Vec::new()),
+            from: From::Any(sql),
+            rest: String::new(),
+            types: Vec::new(),
+        }
+    }
+
     /// The query that defines the view.
     pub fn sql(&self) -> String {
+        if let From::Any(sql) = &self.from {
+            return sql.clone();
+        }
         let items = match &self.items {
             Items::Star(_) => "*".to_string(),
             Items::Some(items) => list(items),
@@ -179,6 +229,9 @@ impl View {
 
     /// The query for the evaluation from scratch.
     fn oracle(&self, form: Form) -> String {
+        if let From::Any(sql) = &self.from {
+            return sql.clone();
+        }
         let (Items::Star(items) | Items::Some(items)) = &self.items;
         let mut items = list(items);
         if form == Form::Provenance {

@@ -18,7 +18,10 @@ use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::{WriteMode, WriteParams};
 use lance_io::stream::RecordBatchStream;
-use lancedb::materialized_view::{MaterializedViewDefinition, prepare_definition};
+use lancedb::materialized_view::{
+    DEFINITION_META_KEY, MaterializedViewDefinition, definition_metadata_from_sql,
+    prepare_definition,
+};
 use relance::engine::catalog::Catalog;
 use relance::engine::commit;
 use relance::engine::error::EngineError;
@@ -28,7 +31,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 pub use processes::{Python, Worker, relance_refresh};
-pub use shapes::{SHAPES, Shape, shape};
+pub use shapes::{GENERAL, SHAPES, Shape, shape};
 
 /// Which form a view's table has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +149,31 @@ impl Db {
             .await
             .unwrap();
         Ok(())
+    }
+
+    /// Creates view `name` of `src` in SQL that only a SQL server stores, empty.
+    pub async fn create_general_view(&self, name: &str, sql: &str) {
+        let source = self.open("src").await;
+        let source = Schema::from(source.schema()).with_metadata(HashMap::new());
+        let context = SessionContext::new();
+        let table = datafusion::datasource::empty::EmptyTable::new(Arc::new(source));
+        context.register_table("src", Arc::new(table)).unwrap();
+        let query = context.sql(sql).await.unwrap();
+        let fields: Vec<Field> = query
+            .schema()
+            .fields()
+            .iter()
+            .map(|f| Field::new(f.name(), f.data_type().clone(), true))
+            .collect();
+        let metadata = HashMap::from([(
+            DEFINITION_META_KEY.to_string(),
+            definition_metadata_from_sql(sql),
+        )]);
+        let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
+        let reader = RecordBatchIterator::new(std::iter::empty(), schema);
+        Dataset::write(reader, &self.path(name), None)
+            .await
+            .unwrap();
     }
 
     pub async fn refresh_as(&self, request: Request) -> Result<Outcome, EngineError> {

@@ -19,8 +19,29 @@ fn with_row_id(form: Form, columns: &str, row_id: &str, rest: &str) -> String {
 
 /// The shape of that name.
 pub fn shape(name: &str) -> &'static Shape {
-    SHAPES.iter().find(|s| s.name == name).unwrap()
+    let mut all = SHAPES.iter().chain(GENERAL);
+    all.find(|s| s.name == name).unwrap()
 }
+
+const BRANCHES: &str = "SELECT id, name FROM src WHERE x > 60 \
+                        UNION ALL SELECT id, upper(name) FROM src WHERE x < 40";
+const WINDOW: &str = "SELECT id, sum(x) OVER (ORDER BY id) AS running FROM src WHERE id > 3";
+
+/// Shapes that lancedb does not know.
+pub const GENERAL: &[Shape] = &[
+    Shape {
+        name: "branches",
+        sql: BRANCHES,
+        oracle: |_| BRANCHES.to_string(),
+        limit: None,
+    },
+    Shape {
+        name: "window",
+        sql: WINDOW,
+        oracle: |_| WINDOW.to_string(),
+        limit: None,
+    },
+];
 
 /// Every shape that views of one source can have.
 pub const SHAPES: &[Shape] = &[
