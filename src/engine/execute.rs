@@ -1,6 +1,7 @@
 //! Computes units: scan, evaluate, write files that no version refers to yet,
 //! and record the claim.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use datafusion::error::DataFusionError;
@@ -14,7 +15,7 @@ use lance_table::format::Fragment;
 
 use super::error::EngineError;
 use super::fingerprint::Fingerprint;
-use super::ledger::Claim;
+use super::ledger::{Claim, Columns, Standing};
 use super::store::{first_line, is_missing};
 use super::view::planned::Planned;
 use super::work::Task;
@@ -85,6 +86,33 @@ impl Workbench {
                     other => other,
                 }
             }
+        }
+    }
+
+    /// Puts the rows of `claims`, which are in the view, into files of their
+    /// own, together. `Ok(None)`: they are not there any more.
+    pub async fn merge(&self, claims: &[Claim]) -> std::result::Result<Option<Claim>, UnitError> {
+        let names = self.planned.computed_names().into_iter();
+        let columns = Columns::new(self.table.schema(), names);
+        let standing = Standing::new(self.table.fragments(), &columns);
+        let ids: Option<Vec<Vec<u64>>> = claims.iter().map(|c| standing.fragments_of(c)).collect();
+        let Some(ids) = ids else {
+            return Ok(None);
+        };
+        let ids: HashSet<u64> = ids.into_iter().flatten().collect();
+        let fragments = self.table.fragments().iter();
+        let mut scanner = self.table.scan();
+        scanner.with_fragments(fragments.filter(|f| ids.contains(&f.id)).cloned().collect());
+        let rows = match scanner.try_into_stream().await {
+            Ok(rows) => rows.into(),
+            Err(error) => return Err(self.sort(error)),
+        };
+        let inputs = claims.iter().flat_map(|claim| claim.inputs.iter().cloned());
+        match self.stage(rows, inputs.collect()).await {
+            Ok(claim) => Ok(Some(claim)),
+            // The view's version was cleaned up meanwhile.
+            Err(UnitError::SourceGone) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

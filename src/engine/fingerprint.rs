@@ -42,6 +42,11 @@ impl fmt::Display for Fingerprint {
 }
 
 impl Fingerprint {
+    /// The fingerprint that is written so.
+    pub fn named(text: &str) -> Fingerprint {
+        Fingerprint(text.to_string())
+    }
+
     /// The fingerprint of `parts` in their order.
     pub fn of_all<'a>(parts: impl IntoIterator<Item = &'a Fingerprint>) -> Fingerprint {
         let mut hasher = Hasher::new("all");

@@ -14,7 +14,7 @@ use super::ledger::{Claim, Standing};
 
 /// What an attempt of a refresh set out to do: the first worker to write it
 /// fixes it for the others.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// The version of each source that the view is brought to, in the order of
@@ -28,6 +28,9 @@ pub struct Plan {
     /// The units to compute, as positions among the inputs; a unit without any
     /// is the whole source.
     pub units: Vec<Vec<usize>>,
+    /// Claims whose rows, small fragments of the view, are put together.
+    #[serde(default)]
+    pub merges: Vec<Vec<Claim>>,
     /// How many units were right already.
     pub kept: u64,
 }
@@ -86,11 +89,13 @@ impl Judgement {
     }
 }
 
-/// Covers `inputs` by claims: `committed` ones that stand, then `staged` ones.
-/// A claim counts only as a whole, and each input is covered once.
+/// Covers `inputs` by claims: staged ones that were `merged`, then `committed`
+/// ones that stand, then other `staged` ones. A claim counts only as a whole,
+/// and each input is covered once.
 pub fn judge(
     inputs: &Inputs,
     standing: &Standing,
+    merged: &[Claim],
     committed: &[Claim],
     staged: &[Claim],
 ) -> Judgement {
@@ -106,9 +111,19 @@ pub fn judge(
     let mut used: HashSet<&str> = HashSet::new();
     let mut accounted: HashSet<u64> = HashSet::new();
 
-    for claim in committed {
-        let Some(fragments) = standing.fragments_of(claim) else {
-            continue;
+    let candidates = merged
+        .iter()
+        .map(|claim| (claim, false))
+        .chain(committed.iter().map(|claim| (claim, true)))
+        .chain(staged.iter().map(|claim| (claim, false)));
+    for (claim, is_committed) in candidates {
+        let fragments = if is_committed {
+            match standing.fragments_of(claim) {
+                Some(fragments) => fragments,
+                None => continue,
+            }
+        } else {
+            Vec::new()
         };
         if !fits(claim)
             || claim.files().any(|file| used.contains(file))
@@ -118,17 +133,11 @@ pub fn judge(
         }
         used.extend(claim.files());
         accounted.extend(fragments);
-        judgement.kept.push(claim.clone());
-    }
-    for claim in staged {
-        if !fits(claim)
-            || claim.files().any(|file| used.contains(file))
-            || !take(&mut open, &claim.inputs)
-        {
-            continue;
+        if is_committed {
+            judgement.kept.push(claim.clone());
+        } else {
+            judgement.added.push(claim.clone());
         }
-        used.extend(claim.files());
-        judgement.added.push(claim.clone());
     }
     judgement.missing = open.into_values().flatten().collect();
     judgement.missing.sort_unstable();
@@ -227,7 +236,7 @@ mod tests {
     #[test]
     fn an_append_keeps_what_stands_and_misses_the_rest() {
         let view = view(&[fragment(1, "x")]);
-        let now = judge(&pieces(&["a", "b"]), &view, &[claim(&["a"], "x")], &[]);
+        let now = judge(&pieces(&["a", "b"]), &view, &[], &[claim(&["a"], "x")], &[]);
         assert_eq!(now.kept.len(), 1);
         assert_eq!(now.missing, [1]);
         assert!(now.dropped.is_empty());
@@ -237,7 +246,7 @@ mod tests {
     #[test]
     fn an_unchanged_source_needs_nothing() {
         let view = view(&[fragment(1, "x")]);
-        let now = judge(&pieces(&["a"]), &view, &[claim(&["a"], "x")], &[]);
+        let now = judge(&pieces(&["a"]), &view, &[], &[claim(&["a"], "x")], &[]);
         assert!(now.is_done());
     }
 
@@ -245,7 +254,7 @@ mod tests {
     fn a_fragment_that_the_source_lost_is_dropped() {
         let view = view(&[fragment(1, "x"), fragment(2, "y")]);
         let claims = [claim(&["a"], "x"), claim(&["b"], "y")];
-        let now = judge(&pieces(&["b"]), &view, &claims, &[]);
+        let now = judge(&pieces(&["b"]), &view, &[], &claims, &[]);
         assert_eq!(now.dropped, [1]);
         assert_eq!(now.kept, [claims[1].clone()]);
     }
@@ -253,7 +262,7 @@ mod tests {
     #[test]
     fn rows_that_others_put_into_the_view_are_dropped() {
         let view = view(&[fragment(1, "x"), fragment(9, "foreign")]);
-        let now = judge(&pieces(&["a"]), &view, &[claim(&["a"], "x")], &[]);
+        let now = judge(&pieces(&["a"]), &view, &[], &[claim(&["a"], "x")], &[]);
         assert_eq!(now.dropped, [9]);
         assert!(!now.is_done());
     }
@@ -261,7 +270,13 @@ mod tests {
     #[test]
     fn a_claim_of_several_inputs_counts_only_as_a_whole() {
         let view = view(&[fragment(1, "x")]);
-        let now = judge(&pieces(&["a", "c"]), &view, &[claim(&["a", "b"], "x")], &[]);
+        let now = judge(
+            &pieces(&["a", "c"]),
+            &view,
+            &[],
+            &[claim(&["a", "b"], "x")],
+            &[],
+        );
         assert!(now.kept.is_empty());
         assert_eq!(now.missing, [0, 1]);
         assert_eq!(now.dropped, [1]);
@@ -271,7 +286,13 @@ mod tests {
     fn a_staged_claim_covers_what_no_committed_one_does() {
         let view = view(&[fragment(1, "x")]);
         let staged = [claim(&["a"], "again"), claim(&["b"], "y")];
-        let now = judge(&pieces(&["a", "b"]), &view, &[claim(&["a"], "x")], &staged);
+        let now = judge(
+            &pieces(&["a", "b"]),
+            &view,
+            &[],
+            &[claim(&["a"], "x")],
+            &staged,
+        );
         assert_eq!(now.added, [staged[1].clone()]);
         assert!(now.missing.is_empty());
     }
@@ -280,12 +301,12 @@ mod tests {
     fn two_claims_of_one_input_never_both_count() {
         let view = view(&[fragment(1, "x"), fragment(2, "y")]);
         let claims = [claim(&["a"], "x"), claim(&["a"], "y")];
-        let now = judge(&pieces(&["a"]), &view, &claims, &[]);
+        let now = judge(&pieces(&["a"]), &view, &[], &claims, &[]);
         assert_eq!(now.kept.len(), 1);
         assert_eq!(now.dropped, [2]);
         // One file never counts for two inputs either.
         let doubled = [claim(&["a"], "x"), claim(&["b"], "x")];
-        let now = judge(&pieces(&["a", "b"]), &view, &doubled, &[]);
+        let now = judge(&pieces(&["a", "b"]), &view, &[], &doubled, &[]);
         assert_eq!(now.kept.len(), 1);
         assert_eq!(now.missing, [1]);
     }
@@ -293,7 +314,7 @@ mod tests {
     #[test]
     fn equal_inputs_are_pieces_of_their_own() {
         let view = view(&[]);
-        let now = judge(&pieces(&["a", "a"]), &view, &[], &[claim(&["a"], "x")]);
+        let now = judge(&pieces(&["a", "a"]), &view, &[], &[], &[claim(&["a"], "x")]);
         assert_eq!(now.missing, [1]);
     }
 
@@ -303,10 +324,24 @@ mod tests {
         let claims = [claim(&["definition", "a"], "x")];
         let mut inputs = pieces(&["definition", "a", "b"]);
         inputs.whole = true;
-        let now = judge(&inputs, &view, &claims, &[]);
+        let now = judge(&inputs, &view, &[], &claims, &[]);
         assert!(now.kept.is_empty());
         assert_eq!(now.dropped, [1]);
         inputs.fingerprints.pop();
-        assert!(judge(&inputs, &view, &claims, &[]).is_done());
+        assert!(judge(&inputs, &view, &[], &claims, &[]).is_done());
+    }
+
+    #[test]
+    fn what_was_merged_takes_the_place_of_what_it_was_merged_from() {
+        let view = view(&[fragment(1, "x"), fragment(2, "y")]);
+        let claims = [claim(&["a"], "x"), claim(&["b"], "y")];
+        let merged = [claim(&["a", "b"], "xy")];
+        let now = judge(&pieces(&["a", "b"]), &view, &merged, &claims, &[]);
+        assert_eq!(now.added, merged);
+        assert_eq!(now.dropped, [1, 2]);
+        // It is worth nothing where one of its inputs has changed.
+        let now = judge(&pieces(&["a", "c"]), &view, &merged, &claims, &[]);
+        assert_eq!(now.kept, [claims[0].clone()]);
+        assert_eq!(now.missing, [1]);
     }
 }

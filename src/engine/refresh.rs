@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use futures::StreamExt;
 use lance::Dataset;
 use object_store::path::Path;
 use tokio::sync::watch;
@@ -11,8 +10,9 @@ use tracing::{debug, info, warn};
 
 use super::catalog::Catalog;
 use super::commit::{self, Attempt};
+use super::compute::compute;
 use super::error::{EngineError, Result};
-use super::execute::{UnitError, Workbench};
+use super::execute::UnitError;
 use super::fingerprint::Fingerprint;
 use super::freshness;
 use super::history::History;
@@ -22,13 +22,15 @@ use super::outcome::{self, Mode, Outcome};
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
 use super::view;
-use super::work::{Task, Work};
+use super::work::Work;
 use super::{carry, paths, staged, watermark};
 
 /// How often a refresh plans anew before it gives up as contended.
 const MAX_PLANS: u32 = 12;
 /// How often it tries to commit one plan.
 const MAX_COMMITS: u32 = 12;
+/// How much later each further worker of a refresh starts to commit.
+const TURN: Duration = Duration::from_millis(150);
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
@@ -89,7 +91,6 @@ pub async fn refresh(
         catalog,
         request,
         objects,
-        progress,
         staged: HashMap::new(),
         since: None,
         landed: false,
@@ -98,7 +99,7 @@ pub async fn refresh(
         let Some(work) = run.plan(n).await? else {
             continue;
         };
-        match run.compute(&work).await {
+        match compute(&work, &run.objects, request, &mut run.staged, progress).await {
             Ok(()) => {}
             Err(UnitError::SourceGone) => {
                 if request.src_version.is_some() {
@@ -134,7 +135,6 @@ struct Run<'a> {
     catalog: &'a Catalog,
     request: &'a Request,
     objects: Objects,
-    progress: &'a watch::Sender<Progress>,
     /// Staged claims that may be used, by what identifies them.
     staged: HashMap<Fingerprint, Claim>,
     /// The view's version at the first plan: nothing of this refresh is older.
@@ -166,6 +166,7 @@ impl Run<'_> {
         if fixed.is_none() {
             let (now, _) = self.judge(&work, &work.bench.table).await?;
             work.plan.units = work.cut(&now.missing);
+            work.plan.merges = work.merges(&now);
             work.plan.kept = now.kept.len() as u64;
             if !self.objects.create(&path, &work.plan).await? {
                 fixed = self.objects.get(&path).await?;
@@ -203,7 +204,12 @@ impl Run<'_> {
             .flat_map(|ledger| ledger.claims)
             .filter(|claim| !self.request.full || claim.refresh == self.request.refresh)
             .collect();
-        let staged: Vec<Claim> = self.staged.values().cloned().collect();
+        let ids = work.merged();
+        let (merged, staged): (Vec<Claim>, Vec<Claim>) = self
+            .staged
+            .values()
+            .cloned()
+            .partition(|claim| ids.contains(&claim.id()));
         let mut carried = Vec::new();
 
         if let Some(since) = read_version
@@ -218,7 +224,7 @@ impl Run<'_> {
                 committed.extend(carried.iter().cloned());
             }
         }
-        let mut now = judge(&work.inputs, &standing, &committed, &staged);
+        let mut now = judge(&work.inputs, &standing, &merged, &committed, &staged);
         if let Some(since) = source_version
             && !(now.missing.is_empty() && now.added.is_empty())
         {
@@ -232,7 +238,7 @@ impl Run<'_> {
                 let moved = carry::over_source(&unmatched, work.moves(since).await?);
                 committed.extend(moved.iter().cloned());
                 carried.extend(moved);
-                now = judge(&work.inputs, &standing, &committed, &staged);
+                now = judge(&work.inputs, &standing, &merged, &committed, &staged);
             }
         }
         let carried: HashSet<(Fingerprint, Vec<&str>)> = carried
@@ -247,80 +253,19 @@ impl Run<'_> {
         Ok((now, news))
     }
 
-    /// Computes what the plan says: this worker's share, then what others left.
-    async fn compute(&mut self, work: &Work) -> std::result::Result<(), UnitError> {
-        let workers = u64::from(self.request.workers.max(1));
-        let share = u64::from(self.request.index) % workers;
-        let (mine, others): (Vec<_>, Vec<_>) = work
-            .plan
-            .units
-            .iter()
-            .enumerate()
-            .partition(|(i, _)| *i as u64 % workers == share);
-        let mut now = Progress {
-            units_done: work.plan.kept,
-            units_total: work.plan.kept + work.plan.units.len() as u64,
-            ..Default::default()
-        };
-        let mut todo = Vec::new();
-        for (_, unit) in mine.into_iter().chain(others) {
-            let inputs = work.unit_inputs(unit);
-            match self.staged.get(&Fingerprint::of_all(&inputs)) {
-                Some(claim) => count(&mut now, claim),
-                None => todo.push((work.task(unit), inputs)),
-            }
-        }
-        self.progress.send_replace(now);
-
-        let threads = self.request.threads.filter(|t| *t > 0).unwrap_or_else(|| {
-            std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-        });
-        let shared = workers > 1;
-        let mut results = futures::stream::iter(todo)
-            .map(|(task, inputs)| {
-                let bench = work.bench.clone();
-                let objects = self.objects.clone();
-                async move {
-                    // A task of its own, so that units use several processors.
-                    let unit = tokio::spawn(async move {
-                        compute_unit(&bench, &objects, task, inputs, shared).await
-                    });
-                    match AbortOnDrop(unit).await {
-                        Ok(result) => result,
-                        Err(error) => Err(UnitError::Other(EngineError::Internal(format!(
-                            "a unit's task ended early: {error}"
-                        )))),
-                    }
-                }
-            })
-            .buffer_unordered(threads);
-        let mut staged = Vec::new();
-        let mut failed = None;
-        while let Some(result) = results.next().await {
-            match result {
-                Ok(claim) => {
-                    count(&mut now, &claim);
-                    self.progress.send_replace(now);
-                    staged.push(claim);
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            }
-        }
-        drop(results);
-        for claim in staged {
-            self.staged.insert(claim.id(), claim);
-        }
-        failed.map_or(Ok(()), Err)
-    }
-
     /// The commit loop. Gives the view as the refresh left it, unless that
     /// version has been cleaned up since. `Ok(None)`: the view or what is
     /// staged changed such that a new plan is needed.
     async fn commit(&mut self, work: &Work) -> Result<Option<(Outcome, Option<Dataset>)>> {
         let request = self.request;
+        // One of many tries first: together they would only get in each
+        // other's way.
+        let behind = if request.workers > 1 {
+            request.index
+        } else {
+            0
+        };
+        tokio::time::sleep(TURN * behind.min(10)).await;
         for attempt in 1..=MAX_COMMITS {
             let (view, table) = view::open(self.catalog, &request.view).await?;
             view.require_incarnation(request.expected_incarnation.as_deref())?;
@@ -538,63 +483,6 @@ impl Run<'_> {
         }
         Ok(None)
     }
-}
-
-/// Ends a unit's task with the one that waits for it.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl<T> Future for AbortOnDrop<T> {
-    type Output = std::result::Result<T, tokio::task::JoinError>;
-
-    fn poll(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Self::Output> {
-        std::pin::Pin::new(&mut self.0).poll(context)
-    }
-}
-
-async fn compute_unit(
-    bench: &Workbench,
-    objects: &Objects,
-    task: Task,
-    inputs: Vec<Fingerprint>,
-    shared: bool,
-) -> std::result::Result<Claim, UnitError> {
-    let path = paths::claim(
-        objects.root(),
-        &bench.refresh,
-        &Fingerprint::of_all(&inputs),
-    );
-    if shared && let Some(claim) = objects.get(&path).await.map_err(UnitError::Other)? {
-        return Ok(claim);
-    }
-    let claim = bench.compute(task, inputs).await?;
-    if objects
-        .create(&path, &claim)
-        .await
-        .map_err(UnitError::Other)?
-    {
-        return Ok(claim);
-    }
-    // Another worker was first; what it staged is what all of them commit.
-    Ok(objects
-        .get(&path)
-        .await
-        .map_err(UnitError::Other)?
-        .unwrap_or(claim))
-}
-
-fn count(progress: &mut Progress, claim: &Claim) {
-    progress.units_done += 1;
-    progress.rows_written += claim.rows;
-    progress.bytes_written += claim.bytes;
 }
 
 /// Longer after each attempt, and never the same for two who collide.

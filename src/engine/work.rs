@@ -1,7 +1,7 @@
 //! What one plan works on: the view, its sources at one version each, and the
 //! pieces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use lance::Dataset;
@@ -14,7 +14,8 @@ use super::error::{EngineError, Result};
 use super::execute::Workbench;
 use super::fingerprint::{Fingerprint, Reads};
 use super::freshness::open_source;
-use super::ledger::{Columns, Standing};
+use super::ledger::{Claim, Columns, Standing};
+use super::merge;
 use super::outcome::{Mode, Outcome};
 use super::plan::{Inputs, Judgement, Pinned, Plan};
 use super::refresh::Request;
@@ -131,6 +132,7 @@ impl Work {
             sources: sources.iter().map(|s| Pinned::of(s)).collect(),
             view_version: table.version().version,
             units: Vec::new(),
+            merges: Vec::new(),
             kept: 0,
         };
         let bench = Workbench {
@@ -247,6 +249,34 @@ impl Work {
         }
     }
 
+    /// The claims among those that `now` keeps to put together.
+    pub fn merges(&self, now: &Judgement) -> Vec<Vec<Claim>> {
+        let blobs = self.bench.table.schema().fields.iter().any(|f| f.is_blob());
+        if self.inputs.whole || blobs || now.is_done() {
+            return Vec::new();
+        }
+        let rows: HashMap<&Fingerprint, u64> = match &self.pieces {
+            Pieces::OfSource { pieces, .. } => {
+                pieces.iter().map(|p| (&p.fingerprint, p.rows)).collect()
+            }
+            Pieces::OfBranches(cut) => cut.rows().collect(),
+        };
+        let size = |claim: &Claim| {
+            let source = claim.inputs.iter().filter_map(|input| rows.get(input));
+            claim
+                .rows
+                .max(source.fold(0, |sum, rows| sum.saturating_add(*rows)))
+        };
+        let most = self.bench.max_rows_per_fragment.unwrap_or(merge::MOST_ROWS);
+        merge::choose(&now.kept, size, most)
+    }
+
+    /// What identifies the claims that the plan puts together.
+    pub fn merged(&self) -> HashSet<Fingerprint> {
+        let groups = self.plan.merges.iter();
+        groups.map(|group| merge::id(group)).collect()
+    }
+
     /// What a unit is computed from.
     pub fn task(&self, unit: &[usize]) -> Task {
         let (branch, extent) = match &self.pieces {
@@ -273,13 +303,17 @@ impl Work {
 
     /// What a commit of `judgement` on top of `table` does.
     pub fn outcome(&self, judgement: &Judgement, table: &Dataset, full: bool) -> Outcome {
+        let merged = self.merged();
+        let computed = judgement.added.iter().filter(|c| !merged.contains(&c.id()));
+        let nothing_kept =
+            judgement.kept.is_empty() && computed.clone().count() == judgement.added.len();
         Outcome {
-            mode: if full || judgement.kept.is_empty() {
+            mode: if full || nothing_kept {
                 Mode::Rebuild
             } else {
                 Mode::Incremental
             },
-            rows_written: judgement.added.iter().map(|c| c.rows).sum(),
+            rows_written: computed.map(|c| c.rows).sum(),
             bytes_written: judgement.added.iter().map(|c| c.bytes).sum(),
             units_kept: judgement.kept.len() as u64,
             ..self.unchanged(

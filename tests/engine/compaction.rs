@@ -7,9 +7,10 @@ use chrono::TimeDelta;
 use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use relance::engine::outcome::{Mode, Outcome};
+use relance::engine::refresh::Request;
 use relance::engine::unit::TARGET_ROWS;
 
-use crate::support::{Db, Form, SHAPES, Shape, shape};
+use crate::support::{Db, Form, SHAPES, Shape, request, shape};
 
 async fn filled(stable: bool) -> Db {
     let mut db = Db::new(stable);
@@ -204,6 +205,44 @@ async fn a_view_that_was_tidied_with_foreign_rows_in_it_is_put_right() {
     compact(&db, "v", 1000).await;
     let then = db.refresh("v").await.unwrap();
     assert_right(&db, shape, Form::Plain, &then).await;
+}
+
+#[tokio::test]
+async fn many_small_appends_leave_few_fragments() {
+    for form in [Form::Plain, Form::Provenance] {
+        let shape = shape("filtered");
+        let mut db = filled(true).await;
+        db.create_view("v", shape.sql, form).await;
+        db.refresh("v").await.unwrap();
+        let mut most = 0;
+        for n in 0..40 {
+            let more = db.batch(10);
+            db.write(more, WriteMode::Append, 40).await;
+            let done = db.refresh("v").await.unwrap();
+            assert_eq!(done.mode, Mode::Incremental);
+            assert!(done.rows_written <= 10, "{done:?}");
+            if n % 8 == 7 {
+                assert_right(&db, shape, form, &done).await;
+            }
+            most = most.max(db.open("v").await.fragments().len());
+        }
+        assert!(most <= 16, "{most} fragments");
+        assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
+    }
+}
+
+#[tokio::test]
+async fn a_sole_survivor_of_three_workers_does_the_work_of_all() {
+    let shape = shape("filtered");
+    let db = filled(false).await;
+    db.create_view("v", shape.sql, Form::Plain).await;
+    let asked = Request {
+        workers: 3,
+        index: 1,
+        ..request("v")
+    };
+    let done = db.refresh_as(asked).await.unwrap();
+    assert_right(&db, shape, Form::Plain, &done).await;
 }
 
 fn plain(ids: std::ops::Range<i64>) -> RecordBatch {

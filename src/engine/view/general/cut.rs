@@ -66,6 +66,16 @@ impl Cut {
         Ok(cut)
     }
 
+    /// How many source rows each piece stands for. One that is computed whole
+    /// stands for more than any claim should.
+    pub fn rows(&self) -> impl Iterator<Item = (&Fingerprint, u64)> {
+        let rows = self.parts.iter().flat_map(|part| match &part.probe {
+            None => vec![u64::MAX >> 8],
+            Some((_, pieces)) => pieces.iter().map(|piece| piece.rows).collect(),
+        });
+        self.fingerprints.iter().zip(rows)
+    }
+
     /// Groups the pieces that are `missing` into units, each of one branch.
     pub fn units(&self, missing: &[usize]) -> Vec<Vec<usize>> {
         let mut units = Vec::new();
