@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lance::Dataset;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -101,8 +102,8 @@ pub async fn list_views(args: &ViewsArgs) -> Result<(), EngineError> {
     let catalog = Catalog::connect(&args.catalog.catalog, &args.catalog.options()).await?;
     let mut rows = Vec::new();
     for id in catalog.tables().await? {
-        match view::inspect(&catalog, &id).await {
-            Ok(info) => rows.push(row(&catalog, &info).await),
+        match view::open(&catalog, &id).await {
+            Ok((info, table)) => rows.push(row(&catalog, &info, &table).await),
             // A plain table, or a name without a table behind it.
             Err(EngineError::NotAView { .. } | EngineError::ViewNotFound { .. }) => {}
             Err(error) => return Err(error),
@@ -145,10 +146,10 @@ struct Row {
     message: String,
 }
 
-async fn row(catalog: &Catalog, info: &ViewInfo) -> Row {
+async fn row(catalog: &Catalog, info: &ViewInfo, table: &Dataset) -> Row {
     let (state, message) = match info.require_refreshable() {
         Err(error) => ("Unsupported", error.to_string()),
-        Ok(()) => match freshness::check(catalog, info, None).await {
+        Ok(()) => match freshness::check(catalog, info, table, None).await {
             Ok(Freshness::Current(current)) => {
                 let equals = format!("equals source version {}", current.source_version);
                 ("Current", equals)

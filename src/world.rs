@@ -2,6 +2,7 @@
 //! its cluster. REST refuses it at once, an applied resource ends Failed, and
 //! both say the sentence that is written here.
 
+use lance::Dataset;
 use thiserror::Error;
 
 use crate::engine::catalog::Catalog;
@@ -51,14 +52,14 @@ fn there_are(known: &[String]) -> String {
     format!("there are: {}", known.join(", "))
 }
 
-/// Looks at the refresh's view, and says what stands against refreshing it so.
+/// Opens the refresh's view, and says what stands against refreshing it so.
 pub async fn view(
     catalog: &Catalog,
     spec: &MaterializedViewRefreshSpec,
-) -> Result<ViewInfo, WorldError> {
-    let info = view::inspect(catalog, &spec.view).await?;
+) -> Result<(ViewInfo, Dataset), WorldError> {
+    let (info, table) = view::open(catalog, &spec.view).await?;
     judge(&info, spec)?;
-    Ok(info)
+    Ok((info, table))
 }
 
 /// Whether a view that was looked at can be refreshed as `spec` asks.

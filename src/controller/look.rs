@@ -48,12 +48,12 @@ pub async fn world(
 async fn view(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<World, WorldError> {
     let catalog = ctx.catalog.get().await?;
     let looked = async {
-        let view = world::view(&catalog, &refresh.spec).await?;
+        let (view, table) = world::view(&catalog, &refresh.spec).await?;
         if refresh.spec.full {
             return Ok((view.uri, None));
         }
         let version = refresh.spec.src_version.and_then(|v| u64::try_from(v).ok());
-        let current = match freshness::check(&catalog, &view, version).await? {
+        let current = match freshness::check(&catalog, &view, &table, version).await? {
             Freshness::Current(current) => Some(current),
             Freshness::Stale { .. } => None,
         };

@@ -64,38 +64,38 @@ pub enum Freshness {
 }
 
 /// Compares what the last refresh recorded with the sources (their latest
-/// version, or `src_version` of a sole one) and the view as they are. Errors:
-/// `SourceNotFound`, `SourceVersionGone`, `ViewNotFound`, `Unavailable`.
+/// version, or `src_version` of a sole one) and with `table`, the view as it is.
+/// Errors: `SourceNotFound`, `SourceVersionGone`, `Unavailable`.
 pub async fn check(
     catalog: &Catalog,
     view: &ViewInfo,
+    table: &Dataset,
     src_version: Option<u64>,
 ) -> Result<Freshness> {
     let stale = |why: String| Ok(Freshness::Stale { why });
     if view.require_refreshable().is_err() || view.sources.is_empty() {
         return stale("it is no view that relance refreshes".to_string());
     }
-    let objects = catalog.store().objects(&view.uri).await?;
-    let Some(record) = objects.get::<Record>(&paths::fresh(objects.root())).await? else {
+    let version = src_version.filter(|_| view.sources.len() == 1);
+    // All at once: a far-away store takes long to answer each.
+    let recorded = async {
+        let objects = catalog.store().objects(&view.uri).await?;
+        objects.get::<Record>(&paths::fresh(objects.root())).await
+    };
+    let sources = view.sources.iter().map(|id| async move {
+        let source = open_source(catalog, view, id, version).await?;
+        Ok(Pinned::of(&source))
+    });
+    let (recorded, sources) = futures::try_join!(recorded, futures::future::try_join_all(sources))?;
+    let Some(record) = recorded else {
         return stale("never refreshed by relance".to_string());
     };
-    let table = catalog
-        .store()
-        .open(&view.uri, None)
-        .await?
-        .ok_or_else(|| EngineError::ViewNotFound { view: view.name() })?;
-    let version = src_version.filter(|_| view.sources.len() == 1);
-    let mut sources = Vec::with_capacity(view.sources.len());
-    for id in &view.sources {
-        sources.push(Pinned::of(&open_source(catalog, view, id, version).await?));
-    }
-    let found = super::view::read(&view.id, &view.uri, &table)?;
-    let now = Record::new(&found, &table, &sources);
+    let now = Record::new(view, table, &sources);
     if record == now {
         return Ok(Freshness::Current(Current {
             source_version: now.sources.first().map_or(0, |s| s.version),
             view_version: now.view.version,
-            unindexed_rows: super::indices::unindexed_rows(&table).await?,
+            unindexed_rows: super::indices::unindexed_rows(table).await?,
         }));
     }
     if record.definition != now.definition || record.sources.len() != now.sources.len() {

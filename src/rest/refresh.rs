@@ -51,13 +51,16 @@ pub async fn refresh(
             name
         }
     };
-    let clusters = api.store.clusters().await?;
+    let looked = async {
+        let catalog = api.catalog.get().await?;
+        api.catalog.in_time(world::view(&catalog, &spec)).await
+    };
+    let (clusters, looked) = tokio::join!(api.store.clusters(), looked);
     world::cluster(
         &spec.cluster,
-        clusters.iter().map(|name| (name.as_str(), ())),
+        clusters?.iter().map(|name| (name.as_str(), ())),
     )?;
-    let catalog = api.catalog.get().await?;
-    api.catalog.in_time(world::view(&catalog, &spec)).await??;
+    looked??;
     api.store
         .create(&job_id, &spec, manifest.as_ref(), keyed)
         .await?;

@@ -473,8 +473,11 @@ async fn the_versions_of_all_sources_are_told_and_freshness_compares_them_all() 
     );
     assert_eq!(done.sources(), "source versions customers 1, orders 3");
     let catalog = world.db.catalog().await;
-    let info = view::inspect(&catalog, &["v".to_string()]).await.unwrap();
-    let look = async || freshness::check(&catalog, &info, None).await.unwrap();
+    let look = async || {
+        let (info, table) = view::open(&catalog, &["v".to_string()]).await.unwrap();
+        let found = freshness::check(&catalog, &info, &table, None).await;
+        found.unwrap()
+    };
     assert!(matches!(look().await, Freshness::Current { .. }));
     world.append("customers", 1).await;
     match look().await {

@@ -71,8 +71,9 @@ async fn freshness_is_told_without_planning() {
     db.create_view("v", SHAPES[0].sql, Form::Plain).await;
     let catalog = db.catalog().await;
     let look = async |version| {
-        let info = view::inspect(&catalog, &["v".to_string()]).await.unwrap();
-        freshness::check(&catalog, &info, version).await.unwrap()
+        let (info, table) = view::open(&catalog, &["v".to_string()]).await.unwrap();
+        let found = freshness::check(&catalog, &info, &table, version).await;
+        found.unwrap()
     };
     assert!(matches!(look(None).await, Freshness::Stale { .. }));
     let done = db.refresh("v").await.unwrap();
