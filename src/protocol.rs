@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 /// Environment variable of a worker pod that holds its [`Task`] as JSON.
 pub const TASK_ENV: &str = "RELANCE_TASK";
 
+/// Environment variables that set how many threads a worker computes with:
+/// tokio's own, and lance's for decoding and expressions. Absent: one for each
+/// processor.
+pub const THREADS_ENV: [&str; 2] = ["TOKIO_WORKER_THREADS", "LANCE_CPU_THREADS"];
+
 /// Environment variable that holds this pod's index among `concurrency` pods
 /// (the completion index of an Indexed Job). Absent: 0.
 pub const INDEX_ENV: &str = "JOB_COMPLETION_INDEX";

@@ -16,6 +16,7 @@ use lance_table::format::Fragment;
 use super::error::EngineError;
 use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Columns, Standing};
+use super::memory;
 use super::store::{first_line, is_missing};
 use super::view::planned::Planned;
 use super::work::Task;
@@ -102,6 +103,7 @@ impl Workbench {
         let ids: HashSet<u64> = ids.into_iter().flatten().collect();
         let fragments = self.table.fragments().iter();
         let mut scanner = self.table.scan();
+        memory::bound(&mut scanner);
         scanner.with_fragments(fragments.filter(|f| ids.contains(&f.id)).cloned().collect());
         let rows = match scanner.try_into_stream().await {
             Ok(rows) => rows.into(),

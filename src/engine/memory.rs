@@ -1,6 +1,18 @@
-//! How much memory a query may hold, and where it spills.
+//! How much memory a worker holds, whatever the size of the tables.
 //!
-//! Views that are recomputed whole sort, join and aggregate more rows than
+//! **Scans.** Each unit that is under way reads ahead by at most
+//! [`READ_AHEAD`] bytes, decodes batches of about [`BATCH_BYTES`], one a
+//! processor, and writes files a page (lance's 8 MiB) for each column at a
+//! time. So a worker of `t` threads on `c` processors, for a view of `n` wide
+//! columns, holds about
+//!
+//! ```text
+//! 150 MiB + t × (64 MiB + (c + 2) × 8 MiB × 2 + n × 8 MiB)
+//! ```
+//!
+//! and what its plan takes: about 1 KiB for each claim and source fragment.
+//!
+//! **Queries.** //! Views that are recomputed whole sort, join and aggregate more rows than
 //! memory takes. What these operators hold comes out of one pool for the whole
 //! process of `limit / 2` bytes, where `limit` is the smallest of
 //!
@@ -19,8 +31,22 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 
+use lance::dataset::scanner::Scanner;
+
 use super::error::{EngineError, Result};
 use super::store::first_line;
+
+/// How far a unit's scan reads ahead, in bytes.
+pub const READ_AHEAD: u64 = 64 << 20;
+
+/// About how large a batch of a scan is, in bytes; 8,192 rows if that is less.
+pub const BATCH_BYTES: u64 = 8 << 20;
+
+/// Keeps what `scanner` holds within bounds.
+pub fn bound(scanner: &mut Scanner) {
+    scanner.io_buffer_size(READ_AHEAD);
+    scanner.batch_size_bytes(BATCH_BYTES);
+}
 
 /// What share of the limit queries may hold: one part of so many.
 const SHARE: u64 = 2;

@@ -222,13 +222,20 @@ fn template(
                 ..EnvFromSource::default()
             });
         }
+        let task = task(refresh, cluster, home);
+        let threads = task.intra_applier_concurrency.map(|n| n.to_string());
+        let mut ours: Vec<(&str, Option<String>)> =
+            vec![(protocol::TASK_ENV, serde_json::to_string(&task).ok())];
+        if threads.is_some() {
+            ours.extend(protocol::THREADS_ENV.map(|name| (name, threads.clone())));
+        }
         let env = worker.env.get_or_insert_default();
-        env.retain(|variable| variable.name != protocol::TASK_ENV);
-        env.push(EnvVar {
-            name: protocol::TASK_ENV.into(),
-            value: serde_json::to_string(&task(refresh, cluster, home)).ok(),
+        env.retain(|variable| ours.iter().all(|(name, _)| variable.name != *name));
+        env.extend(ours.into_iter().map(|(name, value)| EnvVar {
+            name: name.into(),
+            value,
             value_from: None,
-        });
+        }));
         worker.termination_message_path = Some(protocol::TERMINATION_LOG.into());
     }
     Ok(template)
@@ -349,6 +356,19 @@ mod tests {
     fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a Value> {
         let env = container["env"].as_array()?;
         env.iter().find(|variable| variable["name"] == name)
+    }
+
+    #[test]
+    fn the_threads_of_a_pod_are_those_that_the_refresh_asks_for() {
+        let asked = made(
+            json!({"view": ["v"], "intraApplierConcurrency": 3}),
+            json!({}),
+        );
+        for name in protocol::THREADS_ENV {
+            assert_eq!(variable(worker(&asked), name).unwrap()["value"], "3");
+        }
+        let silent = made(json!({"view": ["v"]}), json!({}));
+        assert!(variable(worker(&silent), "TOKIO_WORKER_THREADS").is_none());
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::unnest::{Unnest, flattened};
 use super::{ViewInfo, grouped, output};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Reads;
+use crate::engine::memory;
 use crate::engine::unit::Extent;
 
 /// How a view's rows depend on its source's rows.
@@ -213,6 +214,7 @@ impl Planned {
             )));
         }
         let mut scanner = source.scan();
+        memory::bound(&mut scanner);
         scanner.materialization_style(MaterializationStyle::AllEarly);
         if let Some(extent) = extent {
             extent.restrict(&mut scanner).await?;

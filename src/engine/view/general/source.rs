@@ -18,6 +18,7 @@ use datafusion_expr::Expr;
 use lance::Dataset;
 use lance::dataset::scanner::MaterializationStyle;
 
+use crate::engine::memory;
 use crate::engine::unit::Extent;
 
 /// One version of a source, or some of its rows.
@@ -68,6 +69,7 @@ impl TableProvider for SourceTable {
         limit: Option<usize>,
     ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
         let mut scan = self.dataset.scan();
+        memory::bound(&mut scan);
         scan.materialization_style(MaterializationStyle::AllEarly);
         if let Some(extent) = &self.extent {
             extent.restrict(&mut scan).await?;
