@@ -3,29 +3,32 @@
 //!
 //! # The protocol
 //!
-//! **Pieces.** The source, at one version, is a list of Lance fragments. For a
-//! row-wise view each fragment is a piece; for a view with LIMIT or GROUP BY
-//! the whole source is one. The [`fingerprint`] of a piece covers exactly what
-//! the view reads of it: equal fingerprints give equal rows.
+//! **Pieces** ([`unit`]). A source, at one version, is a list of Lance
+//! fragments; a piece is one of them, or a slice of a huge one. The
+//! [`fingerprint`] of a piece covers exactly what the view reads of it: equal
+//! fingerprints give equal rows. A view's rows come of its pieces one by one,
+//! or of all of them together.
 //!
 //! **Claims.** A [`ledger::Claim`] says that certain view files hold exactly
 //! the rows of certain pieces. That is true for ever. Committed claims are in
 //! one [`ledger`] object for each commit and stand while their files are
 //! *whole* in the view's current Lance manifest. Staged claims are objects of
-//! their own while a refresh runs.
+//! their own while a refresh runs. A compaction moves rows without changing
+//! them: claims are carried over it ([`carry`]), in the source and in the view.
 //!
-//! **The judgement** ([`plan::judge`]) covers the source's pieces by claims. It
+//! **The judgement** ([`plan::judge`]) covers the sources' pieces by claims. It
 //! gives what is kept, what is added from staged files, what is missing and
 //! must be computed, and which view fragments nothing accounts for and must
 //! go. Incremental refresh, drift repair, retry and resume are this one act.
 //!
 //! **A refresh** ([`refresh`]):
 //! 1. *Plan.* Open source and view, judge, cut what is missing into units
-//!    ([`unit`]), and write the plan, put-if-absent: the first worker fixes
-//!    the source version and the units for all of them.
-//! 2. *Compute.* Each worker computes its share of the units, then what others
-//!    left ([`execute`]): files that no version refers to, then the claim,
-//!    put-if-absent: the first one wins.
+//!    ([`unit`]), choose small fragments to put together ([`merge`]), and write
+//!    the plan, put-if-absent: the first worker fixes the source versions and
+//!    the units for all of them.
+//! 2. *Compute* ([`compute`]). Each worker does its share of the units, then
+//!    what others left ([`share`]): files that no version refers to
+//!    ([`execute`]), then the claim, put-if-absent: the first one wins.
 //! 3. *Commit* ([`commit`]). Whoever sees all units done: reopens the view,
 //!    checks that it is still the same one, judges again, writes the ledger,
 //!    looks whether the staged files are all there, and commits adding and
