@@ -55,11 +55,11 @@ pub async fn refresh(
         let catalog = api.catalog.get().await?;
         api.catalog.in_time(world::view(&catalog, &spec)).await
     };
-    let (clusters, looked) = tokio::join!(api.store.clusters(), looked);
-    world::cluster(
-        &spec.cluster,
-        clusters?.iter().map(|name| (name.as_str(), ())),
-    )?;
+    let (has_cluster, looked) = tokio::join!(api.store.has_cluster(&spec.cluster), looked);
+    if !has_cluster? {
+        let known = api.store.clusters().await?;
+        world::cluster(&spec.cluster, known.iter().map(|name| (name.as_str(), ())))?;
+    }
     looked??;
     api.store
         .create(&job_id, &spec, manifest.as_ref(), keyed)

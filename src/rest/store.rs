@@ -9,7 +9,7 @@
 //! the same name.
 //!
 //! What it needs of RBAC, in its own namespace: create, get and delete
-//! `materializedviewrefreshes`; list `refreshclusters`; create `secrets`, and
+//! `materializedviewrefreshes`; get and list `refreshclusters`; create `secrets`, and
 //! get the one called [`names::IDEMPOTENCY_SECRET`].
 
 use std::collections::BTreeMap;
@@ -65,6 +65,14 @@ impl Store {
     /// The refresh called `name`, if there is one.
     pub async fn get(&self, name: &str) -> Result<Option<MaterializedViewRefresh>, ApiError> {
         in_time(self.refreshes.get_opt(name)).await
+    }
+
+    /// Whether there is a RefreshCluster called `name`. Asked by name: a list
+    /// that must be current waits until the API server's cache has caught up,
+    /// which takes it up to 100 ms while other resources are written (KEP-2340).
+    pub async fn has_cluster(&self, name: &str) -> Result<bool, ApiError> {
+        let found = in_time(self.clusters.get_metadata_opt(name)).await?;
+        Ok(found.is_some())
     }
 
     /// The names of the RefreshClusters.
