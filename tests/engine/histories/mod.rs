@@ -11,9 +11,10 @@ mod changes;
 mod data;
 mod views;
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 
+use arrow_schema::Schema;
 use futures::StreamExt;
 use lance::dataset::WriteMode;
 use rand::rngs::StdRng;
@@ -167,7 +168,10 @@ async fn live(history: &History) -> Result<(), String> {
     for seed in &history.steps {
         let mut random = StdRng::seed_from_u64(*seed);
         let view = &views[random.random_range(0..views.len())];
-        let told = match random.random_range(0..24) {
+        let told = match random.random_range(0..26) {
+            24 => trickle(&db, &mut source, view, &mut random)
+                .await
+                .map_err(|why| format!("{why}\nafter {log:#?}"))?,
             0..=8 => match source.change(&db, &mut random).await {
                 Ok(told) => told,
                 Err(error) => could_not(&error),
@@ -190,6 +194,32 @@ async fn live(history: &History) -> Result<(), String> {
         log.push(told);
     }
     Ok(())
+}
+
+/// Small appends with a refresh after each: a view of many small units.
+async fn trickle(
+    db: &Db,
+    source: &mut Source,
+    view: &View,
+    random: &mut StdRng,
+) -> Result<String, String> {
+    let schema = Schema::from(db.open("src").await.schema());
+    let schema = Arc::new(schema.with_metadata(HashMap::new()));
+    let times = random.random_range(4..11);
+    for _ in 0..times {
+        let count = random.random_range(1..6);
+        if let Err(error) = source
+            .write(db, &schema, count, WriteMode::Append, 10)
+            .await
+        {
+            return Ok(could_not(&error));
+        }
+        refresh(db, view, random).await?;
+    }
+    Ok(format!(
+        "{times} small appends, each with a refresh of {}",
+        view.name
+    ))
 }
 
 /// Lance has limits of its own.
