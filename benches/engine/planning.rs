@@ -188,6 +188,7 @@ async fn forge(database: &Database) {
         outcome: filled,
         added: 0,
         claims,
+        partials: Vec::new(),
     };
     let path = paths::ledger(objects.root(), read_version, &asked.refresh, "forged");
     objects.put(&path, &ledger).await.expect("written");

@@ -14,6 +14,7 @@ use super::error::{EngineError, Result};
 use super::execute::{UnitError, Workbench};
 use super::fingerprint::Fingerprint;
 use super::ledger::Claim;
+use super::partials::Parts;
 use super::refresh::{Progress, Request};
 use super::share::{Next, Share};
 use super::store::Objects;
@@ -67,9 +68,10 @@ pub async fn compute(
         threads,
         Instant::now(),
     );
+    let parts = work.parts.as_ref().map_or(0, Parts::count) as u64;
     let mut now = Progress {
-        units_done: work.plan.kept,
-        units_total: work.plan.kept + work.plan.units.len() as u64,
+        units_done: work.plan.kept + parts,
+        units_total: work.plan.kept + parts + work.plan.units.len() as u64,
         ..Default::default()
     };
     let is_unit = |task: usize| task < work.plan.units.len();
@@ -212,7 +214,7 @@ fn count(progress: &mut Progress, claim: &Claim, unit: bool) {
 }
 
 /// Ends a task with the one that waits for it.
-struct AbortOnDrop<T>(JoinHandle<T>);
+pub(super) struct AbortOnDrop<T>(pub JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {

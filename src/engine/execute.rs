@@ -18,6 +18,7 @@ use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Columns, Standing};
 use super::memory;
 use super::store::{first_line, is_missing};
+use super::unit::Extent;
 use super::view::planned::Planned;
 use super::work::Task;
 
@@ -68,8 +69,16 @@ impl Workbench {
     ) -> std::result::Result<Claim, UnitError> {
         match &*self.planned {
             Planned::Sql(planned) => {
-                let source = self.source()?;
-                let rows = planned.evaluate(source, task.extent.as_ref()).await;
+                let rows = match (&task.parts, planned.merge()) {
+                    (Some(parts), Some(merge)) => {
+                        let states = parts.states(self, merge.schema());
+                        planned.merged(merge, states).map_err(lance::Error::from)
+                    }
+                    _ => {
+                        let source = self.source()?;
+                        planned.evaluate(source, task.extent.as_ref()).await
+                    }
+                };
                 self.stage(rows.map_err(|e| self.sort(e))?, inputs).await
             }
             Planned::General(general) => {
@@ -115,6 +124,19 @@ impl Workbench {
             // The view's version was cleaned up meanwhile.
             Err(UnitError::SourceGone) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The states of the groups of `extent`.
+    pub async fn states(
+        &self,
+        extent: &Extent,
+    ) -> datafusion::common::Result<SendableRecordBatchStream> {
+        match (&*self.planned, self.sources.as_slice()) {
+            (Planned::Sql(planned), [source]) => planned.states(source, extent).await,
+            _ => Err(DataFusionError::Internal(
+                "a view with groups was expected".to_string(),
+            )),
         }
     }
 
@@ -177,7 +199,7 @@ impl Workbench {
 
     /// Sorts an error of lance into storage (try again) and evaluation (the
     /// rows cannot be computed, whoever tries).
-    fn sort(&self, error: lance::Error) -> UnitError {
+    pub fn sort(&self, error: lance::Error) -> UnitError {
         let mut of_storage = matches!(error, lance::Error::IO { .. });
         let mut missing = is_missing(&error);
         let mut out_of_memory = false;
@@ -189,6 +211,8 @@ impl Workbench {
             } else if let Some(io) = current.downcast_ref::<std::io::Error>() {
                 of_storage = true;
                 missing |= io.kind() == std::io::ErrorKind::NotFound;
+            } else if let Some(engine) = current.downcast_ref::<EngineError>() {
+                of_storage |= matches!(engine, EngineError::Unavailable { .. });
             } else if let Some(query) = current.downcast_ref::<DataFusionError>() {
                 out_of_memory |= matches!(query, DataFusionError::ResourcesExhausted(_));
             } else if let Some(lance) = current.downcast_ref::<lance::Error>() {

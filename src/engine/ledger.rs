@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Result;
 use super::fingerprint::Fingerprint;
 use super::outcome::Outcome;
+use super::partials::Partial;
 use super::paths;
 use super::store::Objects;
 
@@ -80,6 +81,9 @@ pub struct Ledger {
     /// How many it brought in.
     #[serde(default)]
     pub added: usize,
+    /// What the groups of a view with GROUP BY were merged from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partials: Vec<Partial>,
 }
 
 /// The columns of a view that a refresh computes, as its files know them.

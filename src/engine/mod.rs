@@ -39,6 +39,9 @@
 //! 4. *Record* ([`outcome`], [`freshness`]): what was done, by the refresh's
 //!    UID, and which source version the view now equals.
 //!
+//! A view with GROUP BY is one unit, merged from [`partials`]: the aggregates of
+//! parts of the source, which later refreshes use again.
+//!
 //! Readers see the commit or do not. Whoever dies at whatever point leaves a
 //! view as it was or as it shall be, and work that the next one finds.
 
@@ -56,6 +59,7 @@ pub mod ledger;
 pub mod memory;
 pub mod merge;
 pub mod outcome;
+pub mod partials;
 pub mod paths;
 pub mod plan;
 pub mod refresh;

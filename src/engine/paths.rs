@@ -6,6 +6,7 @@
 //!   plans/<refresh>/claims/<id>.json  a unit that is computed and staged
 //!   outcomes/<refresh>.json           what a refresh did, written after its commit
 //!   ledgers/<version>-<refresh>-<id>.json  committed claims, written before their commit
+//!   partials/<id>.arrow               partial aggregates of a part of the source
 //!   fresh.json                        which source version the view equals
 //! ```
 //!
@@ -63,6 +64,21 @@ pub fn ledgers(root: &Path) -> Path {
 /// by version.
 pub fn ledger(root: &Path, read_version: u64, refresh: &str, id: &str) -> Path {
     ledgers(root).join(format!("{read_version:020}-{refresh}-{id}.json"))
+}
+
+/// The folder of partial aggregates.
+pub fn partials(root: &Path) -> Path {
+    root.clone().join(FOLDER).join("partials")
+}
+
+/// The name of one object of partial aggregates.
+pub fn partial_name(id: &Fingerprint) -> String {
+    format!("{id}.arrow")
+}
+
+/// One object of partial aggregates.
+pub fn partial(root: &Path, id: &Fingerprint) -> Path {
+    partials(root).join(partial_name(id))
 }
 
 /// The record of which source version the view equals.

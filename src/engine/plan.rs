@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Standing};
+use super::partials::Partial;
 
 /// What an attempt of a refresh set out to do: the first worker to write it
 /// fixes it for the others.
@@ -33,6 +34,10 @@ pub struct Plan {
     pub merges: Vec<Vec<Claim>>,
     /// How many units were right already.
     pub kept: u64,
+    /// What the groups of a view with GROUP BY are merged from; none if they
+    /// are computed whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partials: Vec<Partial>,
 }
 
 /// One version of a source table.

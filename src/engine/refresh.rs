@@ -19,6 +19,7 @@ use super::history::History;
 use super::indices;
 use super::ledger::{self, Claim, Ledger};
 use super::outcome::{self, Mode, Outcome};
+use super::partials;
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
 use super::view;
@@ -96,10 +97,14 @@ pub async fn refresh(
         landed: false,
     };
     for n in 1..=MAX_PLANS {
-        let Some(work) = run.plan(n).await? else {
+        let Some(mut work) = run.plan(n).await? else {
             continue;
         };
-        match compute(&work, &run.objects, request, &mut run.staged, progress).await {
+        let computed = async {
+            partials::compute(&mut work, &run.objects, request, &run.staged, progress).await?;
+            compute(&work, &run.objects, request, &mut run.staged, progress).await
+        };
+        match computed.await {
             Ok(()) => {}
             Err(UnitError::SourceGone) => {
                 if request.src_version.is_some() {
@@ -168,6 +173,8 @@ impl Run<'_> {
             work.plan.units = work.cut(&now.missing);
             work.plan.merges = work.merges(&now);
             work.plan.kept = now.kept.len() as u64;
+            let units = !work.plan.units.is_empty();
+            work.plan.partials = partials::choose(&work, &self.objects, request, units).await?;
             if !self.objects.create(&path, &work.plan).await? {
                 fixed = self.objects.get(&path).await?;
             }
@@ -289,7 +296,8 @@ impl Run<'_> {
                     .unwrap_or_else(|| work.unchanged(units, table.version().version));
                 if carried {
                     // The compactions that it took are cleaned up some day.
-                    self.write_ledger(&table, &outcome, &judgement).await?;
+                    self.write_ledger(work, &table, &outcome, &judgement)
+                        .await?;
                 }
                 return Ok(Some((outcome, Some(table))));
             }
@@ -308,7 +316,9 @@ impl Run<'_> {
                 return Ok(None);
             }
             let outcome = work.outcome(&judgement, &table, request.full);
-            let ledger = self.write_ledger(&table, &outcome, &judgement).await?;
+            let ledger = self
+                .write_ledger(work, &table, &outcome, &judgement)
+                .await?;
             let lost = staged::lost(&self.objects, &ledger, &judgement.added).await?;
             if !lost.is_empty() {
                 warn!(units = lost.len(), "staged files are gone; computing anew");
@@ -358,6 +368,7 @@ impl Run<'_> {
     /// Writes what the view consists of once `judgement` is true of `table`.
     async fn write_ledger(
         &self,
+        work: &Work,
         table: &Dataset,
         outcome: &Outcome,
         judgement: &Judgement,
@@ -377,6 +388,7 @@ impl Run<'_> {
             outcome: outcome.clone(),
             claims: claims.cloned().collect(),
             added: judgement.added.len(),
+            partials: work.plan.partials.clone(),
         };
         self.objects.put(&path, &ledger).await?;
         Ok(path)
@@ -453,12 +465,13 @@ impl Run<'_> {
             );
             staged.and(outcomes)
         };
-        let (fresh, aged, ledgers) = futures::join!(
+        let (fresh, aged, ledgers, parts) = futures::join!(
             freshness::record(objects, &work.view, &table, &work.plan.sources),
             aged,
-            ledger::prune(objects)
+            ledger::prune(objects),
+            partials::prune(objects, work, refresh)
         );
-        if let Err(error) = fresh.and(aged).and(ledgers) {
+        if let Err(error) = fresh.and(aged).and(ledgers).and(parts) {
             warn!(%error, "the view is right; its records could not all be written");
         }
         Ok(outcome)

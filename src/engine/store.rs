@@ -229,7 +229,27 @@ impl Objects {
             .and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
-    async fn read(&self, path: &Path) -> Result<Option<Bytes>> {
+    /// Writes `bytes` over whatever is there.
+    pub async fn put_bytes(&self, path: &Path, bytes: Bytes) -> Result<()> {
+        self.store
+            .inner
+            .put_opts(path, bytes.into(), PutOptions::default())
+            .await
+            .map(|_| ())
+            .map_err(|e| object(path, e))
+    }
+
+    /// How many bytes the object has; `None` if it is not there.
+    pub async fn size(&self, path: &Path) -> Result<Option<u64>> {
+        match self.store.inner.head(path).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(object(path, error)),
+        }
+    }
+
+    /// The object's bytes, or `None` if it is not there.
+    pub async fn read(&self, path: &Path) -> Result<Option<Bytes>> {
         match self.store.inner.get(path).await {
             Ok(found) => found.bytes().await.map(Some).map_err(|e| object(path, e)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),

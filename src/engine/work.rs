@@ -17,6 +17,7 @@ use super::freshness::open_source;
 use super::ledger::{Claim, Columns, Standing};
 use super::merge;
 use super::outcome::{Mode, Outcome};
+use super::partials::Parts;
 use super::plan::{Inputs, Judgement, Pinned, Plan};
 use super::refresh::Request;
 use super::store::{is_missing, storage};
@@ -37,6 +38,8 @@ pub struct Work {
     pub bench: Workbench,
     /// What the view is computed from.
     pub inputs: Inputs,
+    /// What groups are merged from, once they are computed in parts.
+    pub parts: Option<Parts>,
     /// How that is cut.
     pieces: Pieces,
     /// How the source was compacted since some version, once it was looked at.
@@ -62,6 +65,8 @@ pub struct Task {
     pub branch: usize,
     /// Which rows of the source; `None` for all.
     pub extent: Option<Extent>,
+    /// What its groups are merged from, where they are.
+    pub parts: Option<Parts>,
 }
 
 impl Work {
@@ -134,6 +139,7 @@ impl Work {
             units: Vec::new(),
             merges: Vec::new(),
             kept: 0,
+            partials: Vec::new(),
         };
         let bench = Workbench {
             view_name: view.name(),
@@ -147,6 +153,7 @@ impl Work {
             plan,
             view,
             bench,
+            parts: None,
             pieces: cut,
             inputs,
             moves: OnceCell::new(),
@@ -277,6 +284,16 @@ impl Work {
         groups.map(|group| merge::id(group)).collect()
     }
 
+    /// The pieces of the source, if the view's groups can be merged from parts.
+    pub fn mergeable(&self) -> Option<&[Piece]> {
+        match (&self.pieces, &*self.bench.planned) {
+            (Pieces::OfSource { pieces, .. }, Planned::Sql(planned)) => {
+                planned.merge().map(|_| pieces.as_slice())
+            }
+            _ => None,
+        }
+    }
+
     /// What a unit is computed from.
     pub fn task(&self, unit: &[usize]) -> Task {
         let (branch, extent) = match &self.pieces {
@@ -289,7 +306,11 @@ impl Work {
             }
             Pieces::OfBranches(cut) => cut.task(unit),
         };
-        Task { branch, extent }
+        Task {
+            branch,
+            extent,
+            parts: self.parts.clone(),
+        }
     }
 
     /// The fingerprints that a unit covers.
@@ -303,6 +324,24 @@ impl Work {
 
     /// What a commit of `judgement` on top of `table` does.
     pub fn outcome(&self, judgement: &Judgement, table: &Dataset, full: bool) -> Outcome {
+        // What is written of a view with groups is all of them; what is
+        // computed of it are its parts.
+        let partials = &self.plan.partials;
+        let parts = partials.len() as u64;
+        let parts_kept = partials.iter().filter(|p| p.kept).count() as u64;
+        let by_parts = parts > 0 && partials.iter().all(|p| !p.large);
+        if by_parts && !judgement.added.is_empty() {
+            return Outcome {
+                mode: match parts_kept {
+                    0 => Mode::Rebuild,
+                    _ => Mode::Incremental,
+                },
+                rows_written: judgement.added.iter().map(|c| c.rows).sum(),
+                bytes_written: judgement.added.iter().map(|c| c.bytes).sum(),
+                units_kept: parts_kept,
+                ..self.unchanged(parts, table.version().version + 1)
+            };
+        }
         let merged = self.merged();
         let computed = judgement.added.iter().filter(|c| !merged.contains(&c.id()));
         let nothing_kept =

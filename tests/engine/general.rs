@@ -26,7 +26,8 @@ use relance::engine::outcome::{Mode, Outcome};
 use relance::engine::refresh::Request;
 use relance::engine::view;
 
-use crate::support::{Db, render, request};
+use crate::faults::{self, store::Faults};
+use crate::support::{Db, commits_of, render, request};
 
 /// A query, and which change leaves some of its units as they are.
 struct Case {
@@ -688,5 +689,52 @@ async fn a_query_that_holds_more_than_it_may_spills() {
             world.evaluated(sql).await,
             "{name}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_that_a_fault_ended_is_finished_by_the_next() {
+    let mut world = World::new(false).await;
+    let case = CASES
+        .iter()
+        .find(|c| c.name == "union all with groups")
+        .unwrap();
+    world.create_view("v", case.sql).await;
+    world.check("v", case, "at first").await;
+    world.append("orders", 25).await;
+    world.append("customers", 2).await;
+    let before = world.db.rows("v").await;
+    let right = world.evaluated(case.sql).await;
+    let counter = Faults::none();
+    let clean = world.db.copied();
+    faults::run(&clean, &request("v"), counter.clone())
+        .await
+        .unwrap();
+    assert_eq!(clean.rows("v").await, right);
+    // `RELANCE_SWEEP=0` tries them all.
+    let some = std::env::var("RELANCE_SWEEP").map_or(16, |s| s.parse().unwrap());
+    let step = match some {
+        0 => 1,
+        some => counter.operations().div_ceil(some),
+    };
+    for k in (0..counter.operations()).step_by(step as usize) {
+        for after in [false, true] {
+            let db = world.db.copied();
+            let asked = request("v");
+            let faults = Faults::new(k, after);
+            let result = faults::run(&db, &asked, faults.clone()).await;
+            let now = db.rows("v").await;
+            let place = format!("k={k} after={after}: {result:?}");
+            match &result {
+                Ok(_) => assert_eq!(now, right, "{place}"),
+                Err(error) => {
+                    assert!(now == before || now == right, "{place}");
+                    assert!(faults.struck() && error.retryable(), "{place}");
+                }
+            }
+            db.refresh_as(asked.clone()).await.unwrap();
+            assert_eq!(db.rows("v").await, right, "{place}");
+            assert_eq!(commits_of(&db, "v", &asked.refresh).await, 1, "{place}");
+        }
     }
 }

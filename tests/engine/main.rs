@@ -5,6 +5,7 @@ mod architecture;
 mod compaction;
 mod faults;
 mod general;
+mod grouped;
 mod histories;
 mod indices;
 mod interop;

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use arrow_schema::{DataType, SchemaRef};
 use datafusion::datasource::empty::EmptyTable;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::SendableRecordBatchStream;
-use datafusion::prelude::SessionContext;
+use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion_expr::Expr;
 use lance::dataset::ROW_ID;
 use lance_datafusion::exec::SessionContextExt;
 use lancedb::materialized_view::MaterializedViewDefinition;
 
+use super::merge::Merge;
 use super::sql::quoted;
 use crate::engine::store::first_line;
 
@@ -82,8 +84,9 @@ pub(super) async fn execute(
     rows: SendableRecordBatchStream,
     definition: &MaterializedViewDefinition,
     row_ids: bool,
+    runtime: &Arc<RuntimeEnv>,
 ) -> datafusion::common::Result<SendableRecordBatchStream> {
-    let context = SessionContext::new();
+    let context = SessionContext::new_with_config_rt(SessionConfig::new(), runtime.clone());
     let source = context.read_one_shot(rows)?.into_view();
     context.register_table(SOURCE, source)?;
     let statement = context
@@ -95,6 +98,23 @@ pub(super) async fn execute(
         .await?
         .execute_stream()
         .await
+}
+
+/// How the groups of rows of schema `scanned` are merged from parts; `None` if
+/// one of the aggregates cannot be. The error is the end of a sentence.
+pub(super) fn merge(
+    scanned: &SchemaRef,
+    definition: &MaterializedViewDefinition,
+    row_ids: bool,
+) -> std::result::Result<Option<Merge>, String> {
+    let sql = sql(definition, row_ids);
+    // As above: the one table is in memory.
+    futures::executor::block_on(Merge::new(&sql, SOURCE, scanned)).map_err(|e| {
+        format!(
+            "its groups cannot be planned ({}); recreate the view",
+            first_line(&e.to_string())
+        )
+    })
 }
 
 fn datafusion_sql_dialect() -> datafusion::config::Dialect {

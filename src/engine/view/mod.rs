@@ -3,13 +3,14 @@
 //! One file a dialect: [`lancedb`] reads the SQL views of lancedb (both
 //! forms), [`geneva`] recognises Geneva's. [`planned`] is a view over its
 //! sources: [`sql`] plans and evaluates those in lancedb's own grammar, with
-//! [`unnest`] and [`grouped`] for the two shapes that a plain Lance scan cannot
-//! express, and [`general`] those in any SQL.
+//! [`unnest`], [`grouped`] and [`merge`] for the shapes that a plain Lance scan
+//! cannot express, and [`general`] those in any SQL.
 
 pub mod general;
 pub mod geneva;
 pub mod grouped;
 pub mod lancedb;
+pub mod merge;
 mod output;
 pub mod planned;
 pub mod sql;

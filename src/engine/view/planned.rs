@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use arrow_schema::SchemaRef;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use lance::Dataset;
 
 use super::general::General;
+use super::merge::Merge;
 use super::{ViewInfo, ViewKind, sql};
 use crate::engine::error::{EngineError, Result};
 
@@ -33,7 +35,7 @@ impl Planned {
             (ViewKind::GeneralSql, sources) => General::new(view, table, sources, runtime)
                 .await
                 .map(Planned::General),
-            (_, [source]) => sql::Planned::new(view, table, source)
+            (_, [source]) => sql::Planned::new(view, table, source, runtime)
                 .map(|planned| Planned::Sql(Box::new(planned))),
             _ => Err(EngineError::Internal(
                 "a view of one source was expected".to_string(),
@@ -46,6 +48,14 @@ impl Planned {
         match self {
             Planned::Sql(planned) => planned.provenance(),
             Planned::General(_) => false,
+        }
+    }
+
+    /// The columns of the states that groups are merged from, where they are.
+    pub fn states_schema(&self) -> Option<SchemaRef> {
+        match self {
+            Planned::Sql(planned) => planned.merge().map(Merge::schema),
+            Planned::General(_) => None,
         }
     }
 

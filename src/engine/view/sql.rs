@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow_array::{RecordBatch, new_null_array};
-use arrow_schema::{DataType, Schema as ArrowSchema, SchemaRef};
+use arrow_schema::{DataType, Field, FieldRef, Schema as ArrowSchema, SchemaRef};
 use datafusion::error::DataFusionError;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -16,12 +17,13 @@ use datafusion_expr::{Expr, Volatility};
 use futures::StreamExt;
 use lance::Dataset;
 use lance::dataset::ROW_ID;
-use lance::dataset::scanner::MaterializationStyle;
+use lance::dataset::scanner::{MaterializationStyle, Scanner};
 use lance_datafusion::planner::Planner;
 use lancedb::materialized_view::{LateralSource, MaterializedViewDefinition, ViewProjection};
 use lancedb::table::computed_columns::computed_column_from_field;
 
 use super::lancedb::SOURCE_ROW_ID;
+use super::merge::Merge;
 use super::unnest::{Unnest, flattened};
 use super::{ViewInfo, grouped, output};
 use crate::engine::error::{EngineError, Result};
@@ -51,13 +53,22 @@ pub struct Planned {
     provenance: bool,
     /// The view's own schema, which every batch is brought to.
     schema: SchemaRef,
+    /// How groups are merged from parts, where they can be.
+    merge: Option<Merge>,
+    /// Where groups are computed.
+    runtime: Arc<RuntimeEnv>,
 }
 
 impl Planned {
     /// Plans `view` over `source`. Errors: `DefinitionMismatch` where the
     /// definition cannot be evaluated or no longer gives the view's columns,
     /// `Unsupported` for functions whose result changes by itself.
-    pub fn new(view: &ViewInfo, table: &Dataset, source: &Dataset) -> Result<Planned> {
+    pub fn new(
+        view: &ViewInfo,
+        table: &Dataset,
+        source: &Dataset,
+        runtime: Arc<RuntimeEnv>,
+    ) -> Result<Planned> {
         view.require_refreshable()?;
         let stored = view
             .definition
@@ -150,12 +161,21 @@ impl Planned {
         let stored =
             output::computed(&schema).filter(|f| !(provenance && f.name() == SOURCE_ROW_ID));
         output::check(view, stored, &types, DataType::equals_datatype)?;
+        let merge = match definition.is_grouped() {
+            true => {
+                let scanned = scanned(&source_schema, &columns, provenance);
+                grouped::merge(&scanned, &definition, provenance).map_err(&mismatch)?
+            }
+            false => None,
+        };
         Ok(Planned {
             definition,
             unnest,
             columns,
             provenance,
             schema,
+            merge,
+            runtime,
         })
     }
 
@@ -226,14 +246,9 @@ impl Planned {
             scanner.filter(filter)?;
         }
         if self.definition.is_grouped() {
-            let columns: Vec<&String> = self.columns.iter().collect();
-            if columns.is_empty() {
-                // Nothing is read, yet rows must be counted.
-                scanner.with_row_id();
-            }
-            scanner.project(&columns)?;
-            let rows: SendableRecordBatchStream = scanner.try_into_stream().await?.into();
-            let groups = grouped::execute(rows, &self.definition, self.provenance).await?;
+            let rows = self.grouped_rows(scanner).await?;
+            let groups =
+                grouped::execute(rows, &self.definition, self.provenance, &self.runtime).await?;
             return Ok(self.conform(groups));
         }
         if let Some(unnest) = &self.unnest {
@@ -257,6 +272,53 @@ impl Planned {
         }
         let rows: SendableRecordBatchStream = scanner.try_into_stream().await?.into();
         Ok(self.conform(rows))
+    }
+
+    /// The rows that groups are computed from, as `scanner` filters them.
+    async fn grouped_rows(&self, mut scanner: Scanner) -> lance::Result<SendableRecordBatchStream> {
+        let columns: Vec<&String> = self.columns.iter().collect();
+        if columns.is_empty() {
+            // Nothing is read, yet rows must be counted.
+            scanner.with_row_id();
+        }
+        scanner.project(&columns)?;
+        Ok(scanner.try_into_stream().await?.into())
+    }
+
+    /// How the view's groups are merged from parts; `None` if it has none, or
+    /// they are to be computed whole.
+    pub fn merge(&self) -> Option<&Merge> {
+        self.merge.as_ref()
+    }
+
+    /// The states of the groups of `extent` of `source`.
+    pub async fn states(
+        &self,
+        source: &Dataset,
+        extent: &Extent,
+    ) -> datafusion::common::Result<SendableRecordBatchStream> {
+        let merge = self.merge.as_ref().ok_or_else(|| {
+            DataFusionError::Internal("the view's groups cannot be merged".to_string())
+        })?;
+        let mut scanner = source.scan();
+        scanner.materialization_style(MaterializationStyle::AllEarly);
+        extent.restrict(&mut scanner).await?;
+        if self.provenance {
+            scanner.with_row_id();
+        }
+        if let Some(filter) = &self.definition.filter {
+            scanner.filter(filter)?;
+        }
+        merge.states(self.grouped_rows(scanner).await?, &self.runtime)
+    }
+
+    /// The view's rows that come of all the `states`.
+    pub fn merged(
+        &self,
+        merge: &Merge,
+        states: SendableRecordBatchStream,
+    ) -> datafusion::common::Result<SendableRecordBatchStream> {
+        Ok(self.conform(merge.merged(states, &self.runtime)?))
     }
 
     /// Brings each batch to the view's schema: row ids under their stored
@@ -300,6 +362,21 @@ fn conform(
         columns,
         &options,
     )?)
+}
+
+/// What a scan for groups gives: `columns` of `source`, and row ids where they
+/// are asked for or nothing else is.
+fn scanned(source: &SchemaRef, columns: &BTreeSet<String>, row_ids: bool) -> SchemaRef {
+    let mut fields: Vec<FieldRef> = source
+        .fields()
+        .iter()
+        .filter(|field| columns.contains(field.name()))
+        .cloned()
+        .collect();
+    if row_ids || fields.is_empty() {
+        fields.push(Arc::new(Field::new(ROW_ID, DataType::UInt64, true)));
+    }
+    Arc::new(ArrowSchema::new(fields))
 }
 
 /// `name` as lance's parser reads an identifier.

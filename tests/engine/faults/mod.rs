@@ -9,7 +9,7 @@
 //! `RELANCE_SWEEP` says how many points of each sweep are tried (default 16;
 //! 0 for all), chosen by `RELANCE_SEED`.
 
-mod store;
+pub mod store;
 
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ impl Case {
 
 /// One worker with storage that fails by `faults`. The scheme has lance read
 /// and write data files, too, through the object-store interface.
-async fn run(db: &Db, asked: &Request, faults: Arc<Faults>) -> Result<Outcome, EngineError> {
+pub async fn run(db: &Db, asked: &Request, faults: Arc<Faults>) -> Result<Outcome, EngineError> {
     let uri = format!("dir://file-object-store://{}", db.folder.path().display());
     let catalog =
         Catalog::connect_wrapped(&uri, &Default::default(), Arc::new(Wrap(faults))).await?;

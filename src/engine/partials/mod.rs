@@ -1,0 +1,396 @@
+//! Partial aggregates of `GROUP BY` views, so that a small change costs a small
+//! part of the source and a merge.
+//!
+//! A [`Partial`] says: "these objects hold the states of exactly the groups of
+//! these inputs". The ledger of each commit lists those that its groups came
+//! of, and a plan those that its will. A refresh takes over every partial whose
+//! inputs are in its source version, cuts what is left into units as for a
+//! row-wise view, computes the states of those ([`compute`]: each worker its
+//! share, then what others left), and merges all states into the view's one
+//! claim.
+//!
+//! The objects are a cache. They are named by what they were computed from, so
+//! whoever writes one writes the same; each starts with a checksum; one that is
+//! missing or damaged is computed again, wherever that is noticed. A unit whose
+//! states are larger than [`LARGEST`] is remembered as such by a mark, and the
+//! view is then computed whole, which needs no such objects.
+
+mod object;
+mod parts;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::parts::{Parts, compute};
+use super::error::Result;
+use super::fingerprint::Fingerprint;
+use super::ledger::{Claim, Ledger, STAGED_FOR};
+use super::plan::Plan;
+use super::refresh::Request;
+use super::store::Objects;
+use super::unit::{self, Piece, TARGET_ROWS};
+use super::work::Work;
+use super::{carry, paths};
+
+/// The most bytes of states that are kept for one unit. More is no longer
+/// small beside the rows themselves.
+pub const LARGEST: usize = 16 << 20;
+
+/// How the objects are written; and DataFusion's version, whose states they are.
+const FORMAT: &str = "partial 1";
+
+/// Small partials are put together when there are more of all than this, and
+/// than twice as many as units of full size.
+const MANY: usize = 32;
+
+/// How many ledgers, and plans of refreshes that did not end, are searched.
+const LEDGERS: usize = 2;
+const PLANS: usize = 64;
+
+/// "These objects hold the states of exactly the groups of these inputs."
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Partial {
+    /// The fingerprints of the source's pieces.
+    pub inputs: Vec<Fingerprint>,
+    /// The names of the objects.
+    pub objects: Vec<Fingerprint>,
+    /// Whether a committed ledger lists it.
+    #[serde(default)]
+    pub kept: bool,
+    /// Whether its states are too large to be kept.
+    #[serde(default)]
+    pub large: bool,
+}
+
+impl Partial {
+    /// A partial yet to be computed. Another `salt` makes it another object.
+    fn new(inputs: Vec<Fingerprint>, salt: &str) -> Partial {
+        let version = datafusion::DATAFUSION_VERSION;
+        let made = Fingerprint::of_text(&format!("{FORMAT}, {version}, {salt}"));
+        Partial {
+            objects: vec![Fingerprint::of_all(inputs.iter().chain([&made]))],
+            inputs,
+            kept: false,
+            large: false,
+        }
+    }
+}
+
+/// The partials that `work`'s groups come of; none where they cannot be merged.
+/// Those that are too large are returned alone. Unless `units` are to be
+/// computed, nothing is cut: only what was there is kept.
+pub async fn choose(
+    work: &Work,
+    objects: &Objects,
+    request: &Request,
+    units: bool,
+) -> Result<Vec<Partial>> {
+    let Some(pieces) = work.mergeable() else {
+        return Ok(Vec::new());
+    };
+    // A full refresh computes every row: from objects of its own.
+    let salt = if request.full { &request.refresh } else { "" };
+    let mut chosen = Chosen::new(pieces);
+    if !request.full {
+        let (found, since) = committed(objects).await?;
+        let rest = chosen.take(found);
+        if let (Some(since), false) = (since, chosen.is_complete()) {
+            let moves = work.moves(since).await?;
+            let claims: Vec<Claim> = rest.into_iter().map(as_claim).collect();
+            let carried = carry::over_source(&claims, moves);
+            chosen.take(carried.into_iter().map(of_claim).collect());
+        }
+        if units && !chosen.is_complete() {
+            chosen.take(left(objects).await?);
+        }
+    }
+    if units && chosen.partials.iter().any(|p| p.large) {
+        chosen.partials.retain(|p| p.large);
+    } else if units {
+        chosen.tidy();
+        chosen.cut(salt);
+    }
+    Ok(chosen.partials)
+}
+
+/// The partials of the newest ledgers, and the source version of the oldest of
+/// these.
+async fn committed(objects: &Objects) -> Result<(Vec<Partial>, Option<u64>)> {
+    let listed = objects.list(&paths::ledgers(objects.root())).await?;
+    let mut found = Vec::new();
+    let mut since = None;
+    for object in listed.iter().rev().take(LEDGERS) {
+        if let Some(ledger) = objects.get::<Ledger>(&object.path).await? {
+            since = since
+                .into_iter()
+                .chain([ledger.outcome.source_version])
+                .min();
+            found.extend(ledger.partials);
+        }
+    }
+    for partial in &mut found {
+        partial.kept = true;
+    }
+    Ok((found, since))
+}
+
+/// The partials of plans whose refreshes did not end.
+async fn left(objects: &Objects) -> Result<Vec<Partial>> {
+    let folders = objects.folders(&paths::plans(objects.root())).await?;
+    let mut found = Vec::new();
+    for folder in folders.into_iter().take(PLANS) {
+        let path = paths::plan(objects.root(), &folder, 1);
+        if let Some(plan) = objects.get::<Plan>(&path).await? {
+            found.extend(plan.partials.into_iter().filter(|p| !p.kept));
+        }
+    }
+    Ok(found)
+}
+
+/// Claims are carried over compactions; so are partials, as if their objects
+/// were files.
+fn as_claim(partial: Partial) -> Claim {
+    let fragments = partial.objects.iter().map(|object| {
+        let mut fragment = lance_table::format::Fragment::new(0);
+        fragment.files = vec![lance_table::format::DataFile::new(
+            object.to_string(),
+            Vec::new(),
+            Vec::<i32>::new(),
+            lance_file::version::ConcreteFileVersion::V2_0,
+            None,
+            None,
+        )];
+        fragment
+    });
+    Claim {
+        fragments: fragments.collect(),
+        inputs: partial.inputs,
+        refresh: String::new(),
+        rows: 0,
+        bytes: 0,
+    }
+}
+
+fn of_claim(claim: Claim) -> Partial {
+    Partial {
+        objects: claim.files().map(Fingerprint::named).collect(),
+        inputs: claim.inputs,
+        kept: true,
+        large: false,
+    }
+}
+
+/// Pieces of the source covered by partials, each once.
+struct Chosen<'a> {
+    pieces: &'a [Piece],
+    open: HashMap<&'a Fingerprint, Vec<usize>>,
+    partials: Vec<Partial>,
+}
+
+impl<'a> Chosen<'a> {
+    fn new(pieces: &'a [Piece]) -> Chosen<'a> {
+        let mut open: HashMap<&Fingerprint, Vec<usize>> = HashMap::new();
+        for (at, piece) in pieces.iter().enumerate().rev() {
+            open.entry(&piece.fingerprint).or_default().push(at);
+        }
+        Chosen {
+            pieces,
+            open,
+            partials: Vec::new(),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.open.values().all(Vec::is_empty)
+    }
+
+    /// Takes those of `found` whose inputs are all open, and returns the others.
+    fn take(&mut self, found: Vec<Partial>) -> Vec<Partial> {
+        let mut rest = Vec::new();
+        for partial in found {
+            let mut counts: HashMap<&Fingerprint, usize> = HashMap::new();
+            for input in &partial.inputs {
+                *counts.entry(input).or_default() += 1;
+            }
+            let fits = counts
+                .iter()
+                .all(|(input, n)| self.open.get(input).is_some_and(|open| open.len() >= *n));
+            if partial.inputs.is_empty() || !fits {
+                rest.push(partial);
+                continue;
+            }
+            for input in &partial.inputs {
+                if let Some(open) = self.open.get_mut(input) {
+                    open.pop();
+                }
+            }
+            self.partials.push(partial);
+        }
+        rest
+    }
+
+    /// Gives small partials back where there are many, to be cut anew as units
+    /// of full size: what that computes again is less than what has been
+    /// computed for as many small changes.
+    fn tidy(&mut self) {
+        let rows: HashMap<&Fingerprint, u64> = self
+            .pieces
+            .iter()
+            .map(|piece| (&piece.fingerprint, piece.rows))
+            .collect();
+        let all: u64 = self.pieces.iter().map(|piece| piece.rows).sum();
+        let full = usize::try_from(all.div_ceil(TARGET_ROWS)).unwrap_or(usize::MAX);
+        if self.partials.len() <= MANY.max(full.saturating_mul(2)) {
+            return;
+        }
+        let small = |partial: &Partial| {
+            let of: u64 = partial.inputs.iter().filter_map(|i| rows.get(i)).sum();
+            of < TARGET_ROWS / 4
+        };
+        let (given, kept): (Vec<_>, Vec<_>) = self.partials.drain(..).partition(small);
+        self.partials = kept;
+        // Which of equal pieces is given back does not matter.
+        let mut open = Chosen::new(self.pieces).open;
+        for input in self.partials.iter().flat_map(|p| &p.inputs) {
+            if let Some(open) = open.get_mut(input) {
+                open.pop();
+            }
+        }
+        drop(given);
+        self.open = open;
+    }
+
+    /// Cuts what no partial covers.
+    fn cut(&mut self, salt: &str) {
+        let mut missing: Vec<usize> = self.open.drain().flat_map(|(_, at)| at).collect();
+        missing.sort_unstable();
+        for unit in unit::cut(self.pieces, &missing) {
+            let inputs = unit.iter().map(|at| self.pieces[*at].fingerprint.clone());
+            self.partials.push(Partial::new(inputs.collect(), salt));
+        }
+    }
+}
+
+/// Deletes objects that no kept ledger lists, once there are many more of them
+/// than `work` needs. What another refresh under way may need stays for as long
+/// as what it has staged.
+pub async fn prune(objects: &Objects, work: &Work, refresh: &str) -> Result<()> {
+    if work.mergeable().is_none() {
+        return Ok(());
+    }
+    let listed = objects.list(&paths::partials(objects.root())).await?;
+    if listed.len() <= MANY + 2 * work.plan.partials.len() {
+        return Ok(());
+    }
+    let mut needed: HashSet<String> = HashSet::new();
+    let mut name = |partials: &[Partial]| {
+        let names = partials.iter().flat_map(|p| &p.objects);
+        needed.extend(names.map(paths::partial_name));
+    };
+    name(&work.plan.partials);
+    for object in objects.list(&paths::ledgers(objects.root())).await? {
+        if let Some(ledger) = objects.get::<Ledger>(&object.path).await? {
+            name(&ledger.partials);
+        }
+    }
+    let plans = objects.folders(&paths::plans(objects.root())).await?;
+    let alone = plans.iter().all(|plan| plan == refresh);
+    let now = listed.iter().map(|l| l.modified).max();
+    let old = |modified| {
+        now.and_then(|now| now.duration_since(modified).ok())
+            .unwrap_or(Duration::ZERO)
+            > STAGED_FOR
+    };
+    let dead = listed
+        .into_iter()
+        .filter(|l| !needed.contains(&l.name) && (alone || old(l.modified)))
+        .map(|l| l.path)
+        .collect();
+    objects.delete(dead).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(names: &[&str], rows: u64) -> Vec<Piece> {
+        names
+            .iter()
+            .enumerate()
+            .map(|(fragment, name)| Piece {
+                fragment,
+                slice: None,
+                rows,
+                fingerprint: Fingerprint::of_text(name),
+            })
+            .collect()
+    }
+
+    fn partial(names: &[&str]) -> Partial {
+        Partial::new(names.iter().map(|n| Fingerprint::of_text(n)).collect(), "")
+    }
+
+    #[test]
+    fn what_is_there_is_taken_and_the_rest_is_cut() {
+        let pieces = pieces(&["a", "b", "c", "d"], 10);
+        let mut chosen = Chosen::new(&pieces);
+        let rest = chosen.take(vec![partial(&["b"]), partial(&["x"]), partial(&["b", "c"])]);
+        assert_eq!(rest, [partial(&["x"]), partial(&["b", "c"])]);
+        chosen.tidy();
+        chosen.cut("");
+        assert_eq!(
+            chosen.partials,
+            [partial(&["b"]), partial(&["a"]), partial(&["c", "d"])]
+        );
+    }
+
+    #[test]
+    fn many_small_partials_are_put_together() {
+        let names: Vec<String> = (0..=MANY).map(|i| i.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let pieces = pieces(&names, 10);
+        let mut chosen = Chosen::new(&pieces);
+        chosen.take(names.iter().map(|name| partial(&[name])).collect());
+        assert!(chosen.is_complete());
+        chosen.tidy();
+        chosen.cut("");
+        assert_eq!(chosen.partials, [partial(&names)]);
+    }
+
+    #[test]
+    fn equal_pieces_are_covered_each() {
+        let pieces = pieces(&["a", "a"], 10);
+        let mut chosen = Chosen::new(&pieces);
+        assert_eq!(chosen.take(vec![partial(&["a", "a", "a"])]).len(), 1);
+        chosen.take(vec![partial(&["a"])]);
+        chosen.cut("");
+        assert_eq!(chosen.partials.len(), 2);
+    }
+
+    #[test]
+    fn a_full_refresh_has_objects_of_its_own() {
+        let inputs = vec![Fingerprint::of_text("a")];
+        let one = Partial::new(inputs.clone(), "one");
+        assert_ne!(one.objects, Partial::new(inputs, "").objects);
+    }
+
+    #[test]
+    fn partials_follow_compactions_as_claims_do() {
+        let moved = carry::Move {
+            old: vec![Fingerprint::of_text("a"), Fingerprint::of_text("b")],
+            new: vec![Fingerprint::of_text("c")],
+        };
+        let claims = [as_claim(partial(&["a"])), as_claim(partial(&["b"]))];
+        let carried = carry::over_source(&claims, &[moved]);
+        let [joined] = carried.as_slice() else {
+            panic!("{carried:?}");
+        };
+        let joined = of_claim(joined.clone());
+        assert_eq!(joined.inputs, [Fingerprint::of_text("c")]);
+        let both = [partial(&["a"]).objects, partial(&["b"]).objects].concat();
+        assert_eq!(joined.objects, both);
+    }
+}

@@ -1,0 +1,254 @@
+//! The parts that a plan's groups are merged from: computed, stored and read.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use datafusion::error::DataFusionError;
+use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use tokio::sync::watch;
+
+use super::object::{MARK, Stored, decode, encode};
+use super::{Chosen, LARGEST};
+use crate::engine::compute::AbortOnDrop;
+use crate::engine::error::EngineError;
+use crate::engine::execute::{UnitError, Workbench};
+use crate::engine::fingerprint::Fingerprint;
+use crate::engine::ledger::Claim;
+use crate::engine::paths;
+use crate::engine::refresh::{Progress, Request};
+use crate::engine::store::Objects;
+use crate::engine::unit::Extent;
+use crate::engine::work::Work;
+
+/// How many parts are read ahead of the merge.
+const AHEAD: usize = 2;
+
+/// What the groups of a view are merged from.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    objects: Objects,
+    parts: Arc<Vec<Part>>,
+}
+
+#[derive(Clone, Debug)]
+struct Part {
+    paths: Vec<Path>,
+    /// Whether a committed ledger says that its objects are there.
+    kept: bool,
+    /// What they were computed from.
+    extent: Extent,
+}
+
+impl Parts {
+    /// What `work`'s plan says; `None` if its groups are to be computed whole.
+    pub fn of(work: &Work, objects: &Objects) -> Option<Parts> {
+        let partials = &work.plan.partials;
+        if partials.is_empty() || partials.iter().any(|p| p.large) {
+            return None;
+        }
+        let pieces = work.mergeable()?;
+        let source = work.bench.sources.first()?;
+        let mut open = Chosen::new(pieces).open;
+        let mut parts = Vec::with_capacity(partials.len());
+        for partial in partials {
+            let mut at = Vec::with_capacity(partial.inputs.len());
+            for input in &partial.inputs {
+                at.push(open.get_mut(input)?.pop()?);
+            }
+            at.sort_unstable();
+            parts.push(Part {
+                paths: partial
+                    .objects
+                    .iter()
+                    .map(|object| paths::partial(objects.root(), object))
+                    .collect(),
+                kept: partial.kept,
+                extent: Extent::new(source.fragments(), at.iter().map(|at| &pieces[*at])),
+            });
+        }
+        // What is in no partial would be in no group.
+        open.values().all(Vec::is_empty).then(|| Parts {
+            objects: objects.clone(),
+            parts: Arc::new(parts),
+        })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Which parts this worker looks at, in this order: its own share, then
+    /// those of the others. Those that a ledger lists are there.
+    fn order(&self, index: u64, workers: u64) -> Vec<usize> {
+        let (mine, others): (Vec<usize>, Vec<usize>) = (0..self.parts.len())
+            .filter(|at| !self.parts[*at].kept)
+            .partition(|at| *at as u64 % workers == index % workers);
+        mine.into_iter().chain(others).collect()
+    }
+
+    /// The states of all parts. Whatever is not there is computed.
+    pub fn states(&self, bench: &Workbench, schema: SchemaRef) -> SendableRecordBatchStream {
+        let (objects, bench) = (self.objects.clone(), bench.clone());
+        let (given, parts) = (schema.clone(), self.parts.as_ref().clone());
+        let batches = futures::stream::iter(parts)
+            .map(move |part| load(objects.clone(), bench.clone(), part, given.clone()))
+            .buffered(AHEAD)
+            .map_ok(|batches| futures::stream::iter(batches.into_iter().map(Ok)))
+            .try_flatten();
+        Box::pin(RecordBatchStreamAdapter::new(schema, batches))
+    }
+}
+
+async fn load(
+    objects: Objects,
+    bench: Workbench,
+    part: Part,
+    schema: SchemaRef,
+) -> datafusion::common::Result<Vec<RecordBatch>> {
+    let mut found = Vec::new();
+    for path in &part.paths {
+        let bytes = objects.read(path).await.map_err(external)?;
+        match bytes.and_then(|bytes| decode(&bytes, &schema)) {
+            Some(Stored::States(batches)) => found.extend(batches),
+            other => {
+                tracing::info!(%path, "a partial aggregate is not there; computing it again");
+                let states = bench.states(&part.extent).await?;
+                let states: Vec<RecordBatch> = states.try_collect().await?;
+                if let ([path], None) = (part.paths.as_slice(), other) {
+                    let bytes = encode(Some(&states), &schema).map_err(external)?;
+                    objects.put_bytes(path, bytes).await.map_err(external)?;
+                }
+                return Ok(states);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn external(error: EngineError) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
+}
+
+/// Computes the parts that are not there, if `work`'s plan has any: this
+/// worker's share, then what others left. Its groups are then merged from them;
+/// unless one is too large to be kept, in which case they are computed whole,
+/// and the plan keeps just the marks of those.
+pub async fn compute(
+    work: &mut Work,
+    objects: &Objects,
+    request: &Request,
+    staged: &HashMap<Fingerprint, Claim>,
+    progress: &watch::Sender<Progress>,
+) -> std::result::Result<(), UnitError> {
+    let computed = work.plan.units.iter().all(|unit| {
+        let id = Fingerprint::of_all(&work.unit_inputs(unit));
+        staged.contains_key(&id)
+    });
+    let (Some(parts), Some(schema), false) = (
+        Parts::of(work, objects),
+        work.bench.planned.states_schema(),
+        computed,
+    ) else {
+        return Ok(());
+    };
+    let units = work.plan.units.len();
+    let there = parts.parts.iter().filter(|part| part.kept).count();
+    let mut now = Progress {
+        units_done: work.plan.kept + there as u64,
+        units_total: work.plan.kept + (parts.count() + units) as u64,
+        ..Default::default()
+    };
+    progress.send_replace(now);
+    let threads = request
+        .threads
+        .filter(|t| *t > 0)
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let workers = u64::from(request.workers.max(1));
+    let mut results = futures::stream::iter(parts.order(u64::from(request.index), workers))
+        .map(|at| {
+            let (parts, bench, schema) = (parts.clone(), work.bench.clone(), schema.clone());
+            async move {
+                // A task of its own, so that units use several processors.
+                let task = tokio::spawn(async move {
+                    ensure(&parts.objects, &bench, &parts.parts[at], &schema).await
+                });
+                let kept = AbortOnDrop(task).await.unwrap_or_else(|error| {
+                    Err(UnitError::Other(EngineError::Internal(format!(
+                        "a unit's task ended early: {error}"
+                    ))))
+                })?;
+                Ok::<_, UnitError>((at, kept))
+            }
+        })
+        .buffer_unordered(threads);
+    let mut large = None;
+    while let Some(result) = results.next().await {
+        let (at, kept) = result?;
+        if !kept {
+            large = Some(at);
+            break;
+        }
+        now.units_done += 1;
+        progress.send_replace(now);
+    }
+    drop(results);
+    let Some(large) = large else {
+        work.parts = Some(parts);
+        return Ok(());
+    };
+    tracing::info!("the groups of a part are too large to be kept; computing the view whole");
+    let mut marked = work.plan.partials.swap_remove(large);
+    marked.large = true;
+    work.plan.partials = vec![marked];
+    Ok(())
+}
+
+/// Computes one part unless it is there. Returns whether it can be kept.
+async fn ensure(
+    objects: &Objects,
+    bench: &Workbench,
+    part: &Part,
+    schema: &SchemaRef,
+) -> std::result::Result<bool, UnitError> {
+    let [path] = part.paths.as_slice() else {
+        // Joined by a compaction; whatever is missing is computed at the merge.
+        return Ok(true);
+    };
+    if let Some(size) = objects.size(path).await.map_err(UnitError::Other)? {
+        match size.cmp(&MARK) {
+            Ordering::Equal => return Ok(false),
+            Ordering::Greater => return Ok(true),
+            // Not even a mark: it is damaged.
+            Ordering::Less => {}
+        }
+    }
+    let mut states = bench
+        .states(&part.extent)
+        .await
+        .map_err(|e| bench.sort(e.into()))?;
+    let mut batches = Vec::new();
+    let mut size = 0;
+    while let Some(batch) = states.next().await {
+        let batch = batch.map_err(|e| bench.sort(e.into()))?;
+        size += batch.get_array_memory_size();
+        batches.push(batch);
+        if size > LARGEST {
+            break;
+        }
+    }
+    drop(states);
+    let kept = (size <= LARGEST).then_some(batches.as_slice());
+    let bytes = encode(kept, schema).map_err(UnitError::Other)?;
+    objects
+        .put_bytes(path, bytes)
+        .await
+        .map_err(UnitError::Other)?;
+    Ok(kept.is_some())
+}
