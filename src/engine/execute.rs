@@ -219,7 +219,12 @@ impl Workbench {
                 of_storage |= matches!(lance, lance::Error::IO { .. });
                 missing |= is_missing(lance);
             }
-            cause = current.source();
+            // What lance passes through counts itself, not just its causes.
+            let passed = current.downcast_ref::<lance::Error>();
+            cause = match passed.and_then(lance::Error::external_source) {
+                Some(source) => Some(source.as_ref()),
+                None => current.source(),
+            };
         }
         if out_of_memory {
             UnitError::OutOfMemory(EngineError::EvaluationFailed {

@@ -12,8 +12,8 @@
 //!
 //! and what its plan takes: about 1 KiB for each claim and source fragment.
 //!
-//! **Queries.** //! Views that are recomputed whole sort, join and aggregate more rows than
-//! memory takes. What these operators hold comes out of one pool for the whole
+//! **Queries.** Views that are recomputed whole sort, join and aggregate more
+//! rows than memory takes. What these operators hold comes out of one pool for the whole
 //! process of `limit / 2` bytes, where `limit` is the smallest of
 //!
 //! - what the process's control group allows (`memory.max` of version 2,

@@ -7,7 +7,7 @@
 //! fragments; a piece is one of them, or a slice of a huge one. The
 //! [`fingerprint`] of a piece covers exactly what the view reads of it: equal
 //! fingerprints give equal rows. A view's rows come of its pieces one by one,
-//! or of all of them together.
+//! or of all of them together; with LIMIT, of the first ones ([`prefix`]).
 //!
 //! **Claims.** A [`ledger::Claim`] says that certain view files hold exactly
 //! the rows of certain pieces. That is true for ever. Committed claims are in
@@ -62,6 +62,7 @@ pub mod outcome;
 pub mod partials;
 pub mod paths;
 pub mod plan;
+pub mod prefix;
 pub mod refresh;
 pub mod share;
 pub mod staged;

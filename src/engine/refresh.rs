@@ -168,6 +168,12 @@ impl Run<'_> {
         {
             self.staged.insert(claim.id(), claim);
         }
+        if work.is_limited() {
+            let standing = work.standing(&work.bench.table);
+            let ledgers = ledger::read(&self.objects, &standing).await?;
+            let claims = ledgers.iter().flat_map(|ledger| &ledger.claims);
+            work.narrow(claims.chain(self.staged.values())).await;
+        }
         if fixed.is_none() {
             let (now, _) = self.judge(&work, &work.bench.table).await?;
             work.plan.units = work.cut(&now.missing);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lance::Dataset;
 use lance_table::format::Fragment;
 use tokio::sync::OnceCell;
+use tracing::debug;
 
 use super::carry::{self, Move};
 use super::catalog::{Catalog, DELIMITER};
@@ -19,6 +20,7 @@ use super::merge;
 use super::outcome::{Mode, Outcome};
 use super::partials::Parts;
 use super::plan::{Inputs, Judgement, Pinned, Plan};
+use super::prefix::{self, Known};
 use super::refresh::Request;
 use super::store::{is_missing, storage};
 use super::unit::{self, Extent, Piece};
@@ -42,6 +44,8 @@ pub struct Work {
     pub parts: Option<Parts>,
     /// How that is cut.
     pieces: Pieces,
+    /// How many of the source's fragments are read; `None` for all.
+    prefix: Option<usize>,
     /// How the source was compacted since some version, once it was looked at.
     moves: OnceCell<Vec<Move<Fingerprint>>>,
 }
@@ -155,6 +159,7 @@ impl Work {
             bench,
             parts: None,
             pieces: cut,
+            prefix: None,
             inputs,
             moves: OnceCell::new(),
         }))
@@ -294,10 +299,57 @@ impl Work {
         }
     }
 
+    /// Whether the view is the first rows of its source.
+    pub fn is_limited(&self) -> bool {
+        matches!(&*self.bench.planned,
+            Planned::Sql(planned) if matches!(planned.shape(), Shape::Limited(_)))
+    }
+
+    /// Leaves out of the inputs of a view with LIMIT what it does not read, as
+    /// far as that is told by `claims` or by counting.
+    pub async fn narrow(&mut self, claims: impl Iterator<Item = &Claim>) {
+        let (Pieces::OfSource { pieces, .. }, Planned::Sql(planned), [source]) = (
+            &self.pieces,
+            &*self.bench.planned,
+            self.bench.sources.as_slice(),
+        ) else {
+            return;
+        };
+        let Shape::Limited(limit) = planned.shape() else {
+            return;
+        };
+        let inputs = &self.inputs.fingerprints;
+        // The definition is the first input.
+        let (inputs, fragments) = match prefix::known(claims, inputs, limit) {
+            Known::TooFew => return,
+            Known::Inputs(count) => {
+                let last = pieces[..count.saturating_sub(1)].last();
+                (count, last.map_or(0, |piece| piece.fragment + 1))
+            }
+            Known::Nothing => match prefix::fragments(source, planned.filter(), limit).await {
+                Ok(fragments) => {
+                    let read = pieces.iter().filter(|piece| piece.fragment < fragments);
+                    (read.count() + 1, fragments)
+                }
+                // Whoever scans for the rows will say what is wrong.
+                Err(error) => {
+                    debug!(%error, "the first rows could not be counted");
+                    return;
+                }
+            },
+        };
+        self.inputs.fingerprints.truncate(inputs);
+        self.prefix = Some(fragments);
+    }
+
     /// What a unit is computed from.
     pub fn task(&self, unit: &[usize]) -> Task {
         let (branch, extent) = match &self.pieces {
-            Pieces::OfSource { .. } if self.inputs.whole => (0, None),
+            Pieces::OfSource { .. } if self.inputs.whole => {
+                let first = |n| self.bench.sources.first()?.fragments().get(..n);
+                let extent = self.prefix.and_then(first);
+                (0, extent.map(|first| Extent::of(first.to_vec())))
+            }
             Pieces::OfSource { pieces, .. } => {
                 let pieces = unit.iter().filter_map(|at| pieces.get(*at));
                 let source = self.bench.sources.first();

@@ -10,6 +10,7 @@ mod histories;
 mod indices;
 mod interop;
 mod kills;
+mod limited;
 mod races;
 mod s3;
 mod scenarios;

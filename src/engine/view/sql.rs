@@ -190,6 +190,11 @@ impl Planned {
         }
     }
 
+    /// The view's filter.
+    pub fn filter(&self) -> Option<&str> {
+        self.definition.filter.as_deref()
+    }
+
     /// Whether the view holds the source's row ids (the 0.38 to 0.40 form).
     pub fn provenance(&self) -> bool {
         self.provenance
@@ -301,6 +306,7 @@ impl Planned {
             DataFusionError::Internal("the view's groups cannot be merged".to_string())
         })?;
         let mut scanner = source.scan();
+        memory::bound(&mut scanner);
         scanner.materialization_style(MaterializationStyle::AllEarly);
         extent.restrict(&mut scanner).await?;
         if self.provenance {
