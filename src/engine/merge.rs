@@ -4,7 +4,7 @@
 //! Claims are sorted into tiers by size: tier t holds sizes from 8^t to below
 //! 8^(t+1). Eight claims of one tier become one claim of a higher tier. So a
 //! row is rewritten at most once a tier, which is log8 of the largest size
-//! times in its life (7 for a million rows), and a view of n rows has at most
+//! times in its life (7 for half a million rows), and a view of n rows has at most
 //! 7 small fragments a tier. One refresh rewrites no more rows than one
 //! fragment may have.
 //!
@@ -15,12 +15,15 @@
 use super::carry::join;
 use super::fingerprint::Fingerprint;
 use super::ledger::Claim;
+use super::unit::TARGET_ROWS;
 
 /// How many claims are put together.
 pub const FAN_IN: usize = 8;
 
-/// Most rows in a fragment where the refresh says nothing: lance's default.
-pub const MOST_ROWS: u64 = 1 << 20;
+/// Most rows in a fragment that is put together, where the refresh does not say:
+/// a claim of more would make a changed row dear, and what full units leave is
+/// large enough already.
+pub const MOST_ROWS: u64 = 4 * TARGET_ROWS;
 
 /// Chooses the claims among `kept` to put together, each group into one
 /// fragment of at most `most` rows. `size` tells a claim's size in rows.
