@@ -1,20 +1,15 @@
-//! How much memory a worker holds, whatever the size of the tables.
+//! What bounds the memory of a worker.
 //!
 //! **Scans.** Each unit that is under way reads ahead by at most
-//! [`READ_AHEAD`] bytes, decodes batches of about [`BATCH_BYTES`], one a
-//! processor, and writes files a page (lance's 8 MiB) for each column at a
-//! time. So a worker of `t` threads on `c` processors, for a view of `n` wide
-//! columns, holds about
-//!
-//! ```text
-//! 150 MiB + t × (64 MiB + (c + 2) × 8 MiB × 2 + n × 8 MiB)
-//! ```
-//!
-//! and what its plan takes: about 1 KiB for each claim and source fragment.
+//! [`READ_AHEAD`] bytes and decodes batches of about [`BATCH_BYTES`]. That is
+//! not all that a unit holds: while files of very wide rows are written, much
+//! of the unit may be in memory (two units at a time of 131,072 rows of 6 KiB
+//! each took 1.9 GiB). Where rows are as wide, give the pod as much memory as
+//! its units have bytes, or lower `intra_applier_concurrency`.
 //!
 //! **Queries.** Views that are recomputed whole sort, join and aggregate more
-//! rows than memory takes. What these operators hold comes out of one pool for the whole
-//! process of `limit / 2` bytes, where `limit` is the smallest of
+//! rows than memory takes. What these operators hold comes out of one pool for
+//! the whole process of `limit / 2` bytes, where `limit` is the smallest of
 //!
 //! - what the process's control group allows (`memory.max` of version 2,
 //!   `memory.limit_in_bytes` of version 1), and
