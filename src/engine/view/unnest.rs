@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, RecordBatch, RecordBatchOptions, UInt32Array};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
-use arrow_select::filter::filter_record_batch;
+use arrow_select::filter::{filter, filter_record_batch};
 use arrow_select::take::take;
 use datafusion::error::DataFusionError;
 use datafusion::physical_expr::PhysicalExpr;
@@ -171,11 +171,20 @@ impl Unnest {
             })?;
             columns.push(take(column.as_ref(), &parents, None)?);
         }
-        let rows = RecordBatch::try_new(self.read_schema.clone(), columns)?;
-        let row_ids = batch
+        let mut rows = RecordBatch::try_new(self.read_schema.clone(), columns)?;
+        let mut row_ids = batch
             .column_by_name(ROW_ID)
             .map(|ids| take(ids.as_ref(), &parents, None))
             .transpose()?;
+        // First: an expression may fail of rows that the view does not have.
+        if let Some(condition) = &self.filter {
+            let keep = condition.evaluate(&rows)?.into_array(rows.num_rows())?;
+            let keep = keep.as_boolean_opt().ok_or_else(|| {
+                DataFusionError::Internal("the view's filter gave no booleans".to_string())
+            })?;
+            rows = filter_record_batch(&rows, keep)?;
+            row_ids = row_ids.map(|ids| filter(&ids, keep)).transpose()?;
+        }
 
         let mut outputs = Vec::with_capacity(self.projections.len() + 1);
         for (name, expr) in &self.projections {
@@ -191,21 +200,11 @@ impl Unnest {
             .iter()
             .map(|(name, array)| Field::new(name, array.data_type().clone(), true))
             .collect();
-        let expanded = RecordBatch::try_new_with_options(
+        Ok(RecordBatch::try_new_with_options(
             Arc::new(Schema::new(fields)),
             outputs.into_iter().map(|(_, array)| array).collect(),
             &RecordBatchOptions::new().with_row_count(Some(rows.num_rows())),
-        )?;
-        match &self.filter {
-            None => Ok(expanded),
-            Some(filter) => {
-                let keep = filter.evaluate(&rows)?.into_array(rows.num_rows())?;
-                let keep = keep.as_boolean_opt().ok_or_else(|| {
-                    DataFusionError::Internal("the view's filter gave no booleans".to_string())
-                })?;
-                Ok(filter_record_batch(&expanded, keep)?)
-            }
-        }
+        )?)
     }
 }
 
