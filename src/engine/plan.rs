@@ -107,11 +107,7 @@ pub fn judge(
     let whole = inputs.whole;
     let inputs = inputs.fingerprints.as_slice();
     let fits = |claim: &Claim| !whole || claim.inputs.len() == inputs.len();
-    // Two equal inputs (the same file twice in a source) are two pieces.
-    let mut open: HashMap<&Fingerprint, Vec<usize>> = HashMap::new();
-    for (at, input) in inputs.iter().enumerate().rev() {
-        open.entry(input).or_default().push(at);
-    }
+    let mut open = open(inputs.iter());
     let mut judgement = Judgement::default();
     let mut used: HashSet<&str> = HashSet::new();
     let mut accounted: HashSet<u64> = HashSet::new();
@@ -156,8 +152,20 @@ pub fn judge(
     judgement
 }
 
+/// The positions of `inputs` that are still to be covered. Two equal inputs
+/// (the same file twice in a source) are two pieces.
+pub(super) fn open<'a>(
+    inputs: impl ExactSizeIterator<Item = &'a Fingerprint> + DoubleEndedIterator,
+) -> HashMap<&'a Fingerprint, Vec<usize>> {
+    let mut open: HashMap<&Fingerprint, Vec<usize>> = HashMap::new();
+    for (at, input) in inputs.enumerate().rev() {
+        open.entry(input).or_default().push(at);
+    }
+    open
+}
+
 /// Takes one open position for each of `wanted`, or none at all.
-fn take(open: &mut HashMap<&Fingerprint, Vec<usize>>, wanted: &[Fingerprint]) -> bool {
+pub(super) fn take(open: &mut HashMap<&Fingerprint, Vec<usize>>, wanted: &[Fingerprint]) -> bool {
     if wanted.is_empty() {
         return false;
     }

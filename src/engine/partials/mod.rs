@@ -27,7 +27,7 @@ pub use self::parts::{Parts, compute};
 use super::error::Result;
 use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Ledger, STAGED_FOR};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::refresh::Request;
 use super::store::Objects;
 use super::unit::{self, Piece, TARGET_ROWS};
@@ -192,13 +192,9 @@ struct Chosen<'a> {
 
 impl<'a> Chosen<'a> {
     fn new(pieces: &'a [Piece]) -> Chosen<'a> {
-        let mut open: HashMap<&Fingerprint, Vec<usize>> = HashMap::new();
-        for (at, piece) in pieces.iter().enumerate().rev() {
-            open.entry(&piece.fingerprint).or_default().push(at);
-        }
         Chosen {
             pieces,
-            open,
+            open: plan::open(pieces.iter().map(|piece| &piece.fingerprint)),
             partials: Vec::new(),
         }
     }
@@ -211,23 +207,11 @@ impl<'a> Chosen<'a> {
     fn take(&mut self, found: Vec<Partial>) -> Vec<Partial> {
         let mut rest = Vec::new();
         for partial in found {
-            let mut counts: HashMap<&Fingerprint, usize> = HashMap::new();
-            for input in &partial.inputs {
-                *counts.entry(input).or_default() += 1;
-            }
-            let fits = counts
-                .iter()
-                .all(|(input, n)| self.open.get(input).is_some_and(|open| open.len() >= *n));
-            if partial.inputs.is_empty() || !fits {
+            if plan::take(&mut self.open, &partial.inputs) {
+                self.partials.push(partial);
+            } else {
                 rest.push(partial);
-                continue;
             }
-            for input in &partial.inputs {
-                if let Some(open) = self.open.get_mut(input) {
-                    open.pop();
-                }
-            }
-            self.partials.push(partial);
         }
         rest
     }
@@ -250,16 +234,12 @@ impl<'a> Chosen<'a> {
             let of: u64 = partial.inputs.iter().filter_map(|i| rows.get(i)).sum();
             of < TARGET_ROWS / 4
         };
-        let (given, kept): (Vec<_>, Vec<_>) = self.partials.drain(..).partition(small);
-        self.partials = kept;
+        self.partials.retain(|partial| !small(partial));
         // Which of equal pieces is given back does not matter.
         let mut open = Chosen::new(self.pieces).open;
-        for input in self.partials.iter().flat_map(|p| &p.inputs) {
-            if let Some(open) = open.get_mut(input) {
-                open.pop();
-            }
+        for partial in &self.partials {
+            plan::take(&mut open, &partial.inputs);
         }
-        drop(given);
         self.open = open;
     }
 
