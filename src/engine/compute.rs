@@ -1,7 +1,8 @@
 //! A worker's part of computing a plan: its share of the tasks, then what
 //! others left ([`super::share`] decides which), some at a time.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use futures::stream::FuturesUnordered;
@@ -21,10 +22,12 @@ use super::store::Objects;
 use super::work::{Task, Work};
 use super::{merge, paths};
 
-/// How often the others' claims are listed.
+/// How often the others' claims are listed while there is work of one's own.
 const LOOK: Duration = Duration::from_millis(500);
+/// And while one waits for them.
+const LOOK_IDLE: Duration = Duration::from_millis(100);
 /// How many claims are read at a time.
-const READS: usize = 16;
+const READS: usize = 64;
 
 /// One thing to do.
 #[derive(Clone)]
@@ -45,21 +48,15 @@ pub async fn compute(
     staged: &mut HashMap<Fingerprint, Claim>,
     progress: &watch::Sender<Progress>,
 ) -> std::result::Result<(), UnitError> {
-    let units = work.plan.units.iter().map(|unit| {
-        let inputs = work.unit_inputs(unit);
-        let id = Fingerprint::of_all(&inputs);
-        (id, Todo::Unit(work.task(unit), inputs))
-    });
-    let merges = work.plan.merges.iter();
-    let merges = merges.map(|group| (merge::id(group), Todo::Merge(group.clone())));
-    let (ids, tasks): (Vec<Fingerprint>, Vec<Todo>) = units.chain(merges).unzip();
+    let units = work.plan.units.iter();
+    let units = units.map(|unit| Todo::Unit(work.task(unit), work.unit_inputs(unit)));
+    let merges = work.plan.merges.iter().cloned().map(Todo::Merge);
+    let tasks: Vec<Todo> = units.chain(merges).collect();
+    let ids: Vec<Fingerprint> = task_ids(work).collect();
     let task_of: HashMap<&Fingerprint, usize> =
         ids.iter().enumerate().map(|(at, id)| (id, at)).collect();
 
-    let threads = request
-        .threads
-        .filter(|t| *t > 0)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let threads = request.threads();
     let workers = request.workers.max(1) as usize;
     let mut share = Share::new(
         tasks.len(),
@@ -83,21 +80,14 @@ pub async fn compute(
     }
     progress.send_replace(now);
 
+    // Fewer tasks than there are processors for: several do one.
+    let idle = (threads * workers / tasks.len().max(1)).clamp(1, threads);
+
     let mut running = FuturesUnordered::new();
+    let mut looking = FuturesUnordered::new();
     let mut looked = Instant::now();
+    let mut known = HashSet::new();
     loop {
-        if workers > 1 && looked.elapsed() >= LOOK {
-            looked = Instant::now();
-            for listed in objects
-                .list(&paths::claims(objects.root(), &request.refresh))
-                .await?
-            {
-                let id = listed.name.strip_suffix(".json").map(Fingerprint::named);
-                if let Some(task) = id.and_then(|id| task_of.get(&id)) {
-                    share.done(*task, None, looked);
-                }
-            }
-        }
         let mut next = Next::Wait;
         while running.len() < threads {
             next = share.next(Instant::now());
@@ -107,6 +97,7 @@ pub async fn compute(
             running.push(run(
                 task,
                 tasks[task].clone(),
+                idle,
                 work.bench.clone(),
                 objects.clone(),
             ));
@@ -114,45 +105,91 @@ pub async fn compute(
         if next == Next::Finished && running.is_empty() {
             break;
         }
-        let pause = async {
-            if workers > 1 {
-                tokio::time::sleep(LOOK.saturating_sub(looked.elapsed())).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
+        let pause = if running.is_empty() { LOOK_IDLE } else { LOOK };
+        let pause = pause.saturating_sub(looked.elapsed());
         tokio::select! {
+            Some(found) = looking.next() => {
+                looked = Instant::now();
+                let (listed, claims): (Vec<Fingerprint>, Vec<Claim>) = found?;
+                for task in listed.iter().filter_map(|id| task_of.get(id)) {
+                    share.done(*task, None, looked);
+                }
+                known.extend(listed);
+                for claim in claims {
+                    let id = claim.id();
+                    if let (Some(task), Entry::Vacant(place)) = (task_of.get(&id), staged.entry(id)) {
+                        count(&mut now, &claim, is_unit(*task));
+                        place.insert(claim);
+                    }
+                }
+                progress.send_replace(now);
+            }
+            () = tokio::time::sleep(pause), if workers > 1 && looking.is_empty() => {
+                let known = known.iter().chain(staged.keys()).cloned().collect();
+                looking.push(news(objects, request, known));
+            }
             Some((task, took, result)) = running.next() => {
                 let claim = result?;
                 share.done(task, Some(took), Instant::now());
-                if let Some(claim) = claim {
+                if let Some(claim) = claim
+                    && let Entry::Vacant(place) = staged.entry(claim.id())
+                {
                     count(&mut now, &claim, is_unit(task));
                     progress.send_replace(now);
-                    staged.insert(claim.id(), claim);
+                    place.insert(claim);
                 }
             }
-            () = pause => {}
         }
     }
     drop(running);
 
-    // What others computed.
-    let theirs = ids.iter().filter(|id| !staged.contains_key(*id));
-    let theirs: Vec<_> = theirs
-        .map(|id| paths::claim(objects.root(), &request.refresh, id))
-        .collect();
-    let theirs: Vec<Option<Claim>> = futures::stream::iter(theirs)
-        .map(|path| async move { objects.get::<Claim>(&path).await })
-        .buffered(READS)
-        .try_collect()
-        .await?;
-    for claim in theirs.into_iter().flatten() {
-        let unit = task_of.get(&claim.id()).is_some_and(|task| is_unit(*task));
-        count(&mut now, &claim, unit);
-        staged.insert(claim.id(), claim);
-    }
-    progress.send_replace(now);
     Ok(())
+}
+
+/// What identifies the units and the merges of `work`'s plan.
+pub fn task_ids(work: &Work) -> impl Iterator<Item = Fingerprint> {
+    let units = work.plan.units.iter();
+    let units = units.map(|unit| Fingerprint::of_all(&work.unit_inputs(unit)));
+    units.chain(work.plan.merges.iter().map(|group| merge::id(group)))
+}
+
+/// The claims that the workers of `request` have recorded, but for those that
+/// are `known`: all that there are, and of those that the first worker, who
+/// commits, will need, what they say.
+async fn news(
+    objects: &Objects,
+    request: &Request,
+    known: HashSet<Fingerprint>,
+) -> Result<(Vec<Fingerprint>, Vec<Claim>)> {
+    let listed = objects
+        .list(&paths::claims(objects.root(), &request.refresh))
+        .await?;
+    let ids = listed.iter().filter_map(|l| l.name.strip_suffix(".json"));
+    let ids = ids.map(Fingerprint::named).filter(|id| !known.contains(id));
+    let ids: Vec<Fingerprint> = ids.collect();
+    let said = if request.index == 0 {
+        claims(objects, request, ids.clone()).await?
+    } else {
+        Vec::new()
+    };
+    Ok((ids, said))
+}
+
+/// Reads the claims of `request` that `ids` identify and that are there.
+pub async fn claims(
+    objects: &Objects,
+    request: &Request,
+    ids: Vec<Fingerprint>,
+) -> Result<Vec<Claim>> {
+    futures::stream::iter(ids)
+        .map(|id| async move {
+            let path = paths::claim(objects.root(), &request.refresh, &id);
+            objects.get::<Claim>(&path).await
+        })
+        .buffer_unordered(READS)
+        .try_filter_map(|claim| async move { Ok(claim) })
+        .try_collect()
+        .await
 }
 
 impl From<EngineError> for UnitError {
@@ -165,6 +202,7 @@ impl From<EngineError> for UnitError {
 async fn run(
     task: usize,
     what: Todo,
+    threads: usize,
     bench: Workbench,
     objects: Objects,
 ) -> (
@@ -175,7 +213,7 @@ async fn run(
     let started = Instant::now();
     let done = tokio::spawn(async move {
         let claim = match what {
-            Todo::Unit(task, inputs) => bench.compute(task, inputs).await?,
+            Todo::Unit(task, inputs) => bench.compute(task, inputs, threads).await?,
             Todo::Merge(claims) => match bench.merge(&claims).await? {
                 Some(claim) => claim,
                 None => {
@@ -199,10 +237,7 @@ async fn run(
 /// all of them commit.
 async fn record(bench: &Workbench, objects: &Objects, claim: Claim) -> Result<Claim> {
     let path = paths::claim(objects.root(), &bench.refresh, &claim.id());
-    if objects.create(&path, &claim).await? {
-        return Ok(claim);
-    }
-    Ok(objects.get(&path).await?.unwrap_or(claim))
+    objects.agree(&path, claim).await
 }
 
 fn count(progress: &mut Progress, claim: &Claim, unit: bool) {

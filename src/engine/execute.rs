@@ -13,14 +13,19 @@ use lance::dataset::transaction::Operation;
 use lance::dataset::{InsertBuilder, WriteDestination, WriteMode, WriteParams};
 use lance_table::format::Fragment;
 
+use super::compute::AbortOnDrop;
 use super::error::EngineError;
 use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Columns, Standing};
-use super::memory;
+use super::memory::Memory;
 use super::store::{first_line, is_missing};
-use super::unit::Extent;
+use super::unit::{Extent, TARGET_ROWS};
 use super::view::planned::Planned;
 use super::work::Task;
+
+/// A unit that is split for idle processors is not split into parts of fewer
+/// source rows: each leaves a fragment of its own in the view.
+const LEAST_PART: u64 = TARGET_ROWS / 4;
 
 /// What units are computed from and written to. All of it at fixed versions.
 #[derive(Clone)]
@@ -33,6 +38,8 @@ pub struct Workbench {
     pub table: Arc<Dataset>,
     /// The view's definition over that source.
     pub planned: Arc<Planned>,
+    /// What units may hold.
+    pub memory: Memory,
     /// UID of the refresh.
     pub refresh: String,
     /// Most rows in one fragment; lance's default if `None`.
@@ -61,8 +68,44 @@ impl Workbench {
         }
     }
 
-    /// Computes the rows of `task` and stages them. The claim is not recorded yet.
+    /// Computes the rows of `task` and stages them, by at most `threads` at a
+    /// time. The claim is not recorded yet.
     pub async fn compute(
+        &self,
+        task: Task,
+        inputs: Vec<Fingerprint>,
+        threads: usize,
+    ) -> std::result::Result<Claim, UnitError> {
+        let parts = match &task.extent {
+            Some(extent) if task.by_rows => extent.split(threads, LEAST_PART),
+            _ => Vec::new(),
+        };
+        if parts.len() <= 1 {
+            return self.compute_part(task, inputs).await;
+        }
+        let parts = parts.into_iter().map(|extent| {
+            let (bench, inputs) = (self.clone(), inputs.clone());
+            let part = Task {
+                extent: Some(extent),
+                ..task.clone()
+            };
+            AbortOnDrop(tokio::spawn(async move {
+                bench.compute_part(part, inputs).await
+            }))
+        });
+        let mut fragments = Vec::new();
+        // All of them under way, taken in their order: it is the rows' own.
+        for part in parts.collect::<Vec<_>>() {
+            let claim = part.await.map_err(|error| {
+                let why = format!("a part of a unit ended early: {error}");
+                UnitError::Other(EngineError::Internal(why))
+            })??;
+            fragments.extend(claim.fragments);
+        }
+        Ok(self.claim(inputs, fragments))
+    }
+
+    async fn compute_part(
         &self,
         task: Task,
         inputs: Vec<Fingerprint>,
@@ -112,7 +155,7 @@ impl Workbench {
         let ids: HashSet<u64> = ids.into_iter().flatten().collect();
         let fragments = self.table.fragments().iter();
         let mut scanner = self.table.scan();
-        memory::bound(&mut scanner);
+        self.memory.bound(&mut scanner);
         scanner.with_fragments(fragments.filter(|f| ids.contains(&f.id)).cloned().collect());
         let rows = match scanner.try_into_stream().await {
             Ok(rows) => rows.into(),

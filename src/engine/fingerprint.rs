@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 
+use arrow_schema::DataType;
 use lance_core::datatypes::{Field, Schema};
 use lance_table::format::{DataFile, Fragment};
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,19 @@ pub struct Reads {
     /// Whether the view holds the source's row ids.
     row_ids: bool,
     stable_row_ids: bool,
+    width: u64,
+}
+
+/// How many bytes a value of `data_type` has, where its type alone tells.
+fn width(data_type: &DataType) -> u64 {
+    match data_type {
+        DataType::FixedSizeList(item, length) => {
+            width(item.data_type()).saturating_mul((*length).max(0) as u64)
+        }
+        DataType::FixedSizeBinary(bytes) => (*bytes).max(0) as u64,
+        DataType::Struct(fields) => fields.iter().map(|field| width(field.data_type())).sum(),
+        other => other.primitive_width().unwrap_or(0) as u64,
+    }
 }
 
 impl Reads {
@@ -130,13 +144,21 @@ impl Reads {
             }
         }
         let fields = found.iter().flatten().copied().collect();
+        let read = source.fields.iter().filter(|f| columns.contains(&f.name));
         Reads {
             definition: hasher.finish(),
             columns: found,
             fields,
             row_ids,
             stable_row_ids,
+            width: read.map(|field| width(&field.data_type())).sum(),
         }
+    }
+
+    /// How many bytes the columns that are read have a row, as far as their
+    /// types tell: texts and lists count nothing.
+    pub fn width(&self) -> u64 {
+        self.width
     }
 
     /// The fingerprint of the definition and the columns that it reads.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use lance_core::datatypes::Schema;
 use lance_table::format::{DataFile, Fragment};
+use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
@@ -33,6 +34,9 @@ pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
 /// How many ledgers are kept. More than one, so that claims revive when a
 /// user restores an earlier version of the view.
 pub const LEDGERS_KEPT: usize = 16;
+
+/// How many files are looked at together.
+pub(super) const HEADS: usize = 64;
 
 /// "These files hold exactly the rows of these inputs."
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -190,35 +194,67 @@ fn collect(field: &lance_core::datatypes::Field, ids: &mut HashSet<i32>) {
     }
 }
 
-/// Reads ledgers, the newest first, until one accounts for every fragment of
-/// the view (or all are read). Their claims are returned as they are: the
-/// caller judges which of them stand.
-///
-/// Only those whose files are gone are left out. Lance's own cleanup, told to
-/// delete unverified files, may take them from under a commit: it looks, the
-/// commit lands, it deletes. So what the newest ledger brought in is looked at.
-pub async fn read(objects: &Objects, standing: &Standing) -> Result<Vec<Ledger>> {
-    let mut found: Vec<Ledger> = Vec::new();
-    let mut gone = HashSet::new();
-    let listed = objects.list(&paths::ledgers(objects.root())).await?;
-    for object in listed.iter().rev().take(LEDGERS_KEPT) {
-        let Some(mut ledger) = objects.get::<Ledger>(&object.path).await? else {
-            continue;
+/// A view's ledgers, the newest first, as far as they have been read.
+#[derive(Clone, Debug)]
+pub struct Ledgers {
+    objects: Objects,
+    read: Vec<Ledger>,
+    /// The files of the newest that are not there.
+    gone: HashSet<String>,
+    /// Those yet to be read, the newest last.
+    rest: Vec<Path>,
+}
+
+impl Ledgers {
+    /// Lists those of a view and reads the newest, which is mostly all that is
+    /// needed. What the view itself is need not be known yet.
+    pub async fn open(objects: &Objects) -> Result<Ledgers> {
+        let listed = objects.list(&paths::ledgers(objects.root())).await?;
+        let older = listed.len().saturating_sub(LEDGERS_KEPT);
+        let mut ledgers = Ledgers {
+            objects: objects.clone(),
+            read: Vec::new(),
+            gone: HashSet::new(),
+            rest: listed.into_iter().skip(older).map(|l| l.path).collect(),
         };
-        if found.is_empty() {
-            let kept = ledger.claims.len().saturating_sub(ledger.added);
-            gone = absent(objects, &ledger.claims[kept..]).await?;
-        }
-        ledger
-            .claims
-            .retain(|claim| !claim.files().any(|file| gone.contains(file)));
-        found.push(ledger);
-        let accounted = found.iter().flat_map(|l: &Ledger| l.claims.iter());
-        if standing.unaccounted(accounted).is_empty() {
-            break;
+        ledgers.next().await?;
+        Ok(ledgers)
+    }
+
+    /// Reads until one accounts for every fragment of the view (or all are
+    /// read). Their claims are returned as they are: the caller judges which of
+    /// them stand.
+    ///
+    /// Only those whose files are gone are left out. Lance's own cleanup, told to
+    /// delete unverified files, may take them from under a commit: it looks, the
+    /// commit lands, it deletes. So what the newest ledger brought in is looked at.
+    pub async fn of(&mut self, standing: &Standing) -> Result<&[Ledger]> {
+        loop {
+            let accounted = self.read.iter().flat_map(|l| l.claims.iter());
+            if standing.unaccounted(accounted).is_empty() || !self.next().await? {
+                return Ok(&self.read);
+            }
         }
     }
-    Ok(found)
+
+    /// Reads one more. Returns whether there was one.
+    async fn next(&mut self) -> Result<bool> {
+        while let Some(path) = self.rest.pop() {
+            let Some(mut ledger) = self.objects.get::<Ledger>(&path).await? else {
+                continue;
+            };
+            if self.read.is_empty() {
+                let kept = ledger.claims.len().saturating_sub(ledger.added);
+                self.gone = absent(&self.objects, &ledger.claims[kept..]).await?;
+            }
+            ledger
+                .claims
+                .retain(|claim| !claim.files().any(|file| self.gone.contains(file)));
+            self.read.push(ledger);
+            return Ok(true);
+        }
+        Ok(false)
+    }
 }
 
 /// The files of `claims` that are not there.
@@ -233,7 +269,7 @@ async fn absent(objects: &Objects, claims: &[Claim]) -> Result<HashSet<String>> 
             let path = data.clone().join(file.as_str());
             async move { Ok((objects.modified(&path).await?.is_none()).then_some(file)) }
         })
-        .buffer_unordered(32)
+        .buffer_unordered(HEADS)
         .try_filter_map(|file| async move { Ok(file) })
         .try_collect()
         .await

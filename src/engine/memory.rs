@@ -1,24 +1,27 @@
 //! What bounds the memory of a worker.
 //!
-//! **Scans.** Each unit that is under way reads ahead by at most
-//! [`READ_AHEAD`] bytes and decodes batches of about [`BATCH_BYTES`]. That is
-//! not all that a unit holds: while files of very wide rows are written, much
-//! of the unit may be in memory (two units at a time of 131,072 rows of 6 KiB
-//! each took 1.9 GiB). Where rows are as wide, give the pod as much memory as
-//! its units have bytes, or lower `intra_applier_concurrency`.
+//! `limit` is the smallest of what the process's control group allows
+//! (`memory.max` of version 2, `memory.limit_in_bytes` of version 1), and of the
+//! machine's memory.
+//!
+//! **Scans.** A worker computes `threads` units at a time. The scan of each
+//! reads ahead by at most
+//!
+//! ```text
+//! R = limit / (16 × threads), and no more than 64 MiB nor less than 4 MiB
+//! ```
+//!
+//! bytes. What it read, decoded, and hands to the writer, with what the
+//! allocator keeps of all that, comes to about 8 R: so all units together take
+//! about half of the limit, whatever the size of the tables, of their fragments
+//! and of the units. (A single row that has more than R bytes is read all the
+//! same.)
 //!
 //! **Queries.** Views that are recomputed whole sort, join and aggregate more
 //! rows than memory takes. What these operators hold comes out of one pool for
-//! the whole process of `limit / 2` bytes, where `limit` is the smallest of
-//!
-//! - what the process's control group allows (`memory.max` of version 2,
-//!   `memory.limit_in_bytes` of version 1), and
-//! - the machine's memory.
-//!
-//! The other half is for what the pool does not count: scans read ahead,
-//! writers hold a page for each column. Operators that can spill share the
-//! pool fairly and spill to the temporary directory (`TMPDIR`), which in a pod
-//! is an `emptyDir`.
+//! the whole process of `limit / 2` bytes; the other half is for scans. Operators
+//! that can spill share the pool fairly and spill to the temporary directory
+//! (`TMPDIR`), which in a pod is an `emptyDir`.
 
 use std::sync::{Arc, LazyLock};
 
@@ -31,17 +34,18 @@ use lance::dataset::scanner::Scanner;
 use super::error::{EngineError, Result};
 use super::store::first_line;
 
-/// How far a unit's scan reads ahead, in bytes.
-pub const READ_AHEAD: u64 = 64 << 20;
+/// The most that a scan reads ahead, in bytes.
+const READ_AHEAD: u64 = 64 << 20;
 
-/// About how large a batch of a scan is, in bytes; 8,192 rows if that is less.
-pub const BATCH_BYTES: u64 = 8 << 20;
+/// The least: a page of a column is as large.
+const LEAST_READ_AHEAD: u64 = 4 << 20;
 
-/// Keeps what `scanner` holds within bounds.
-pub fn bound(scanner: &mut Scanner) {
-    scanner.io_buffer_size(READ_AHEAD);
-    scanner.batch_size_bytes(BATCH_BYTES);
-}
+/// What share of the limit the scans read ahead: one part of so many.
+const AHEAD_SHARE: u64 = 16;
+
+/// About how large a batch of a scan is, as part of what is read ahead; 8,192
+/// rows if that is less.
+const BATCHES_AHEAD: u64 = 8;
 
 /// What share of the limit queries may hold: one part of so many.
 const SHARE: u64 = 2;
@@ -52,12 +56,43 @@ const UNKNOWN: u64 = 2 << 30;
 /// A limit of version 1 that is none: it says so with a huge number.
 const NO_LIMIT: u64 = 1 << 60;
 
+/// What the units of a refresh may hold.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    runtime: Arc<RuntimeEnv>,
+    read_ahead: u64,
+}
+
+impl Memory {
+    /// For `threads` units at a time, and queries in the process's own pool, or
+    /// in one of `pool` bytes. Errors: `Internal` when no pool can be made.
+    pub fn new(threads: usize, pool: Option<u64>) -> Result<Memory> {
+        Ok(Memory {
+            runtime: runtime(pool)?,
+            read_ahead: read_ahead(limit(), threads as u64),
+        })
+    }
+
+    /// Where queries run.
+    pub fn runtime(&self) -> &Arc<RuntimeEnv> {
+        &self.runtime
+    }
+
+    /// Keeps what `scanner` holds within bounds.
+    pub fn bound(&self, scanner: &mut Scanner) {
+        scanner.io_buffer_size(self.read_ahead);
+        scanner.batch_size_bytes(self.read_ahead / BATCHES_AHEAD);
+    }
+}
+
+fn read_ahead(limit: u64, threads: u64) -> u64 {
+    (limit / AHEAD_SHARE / threads.max(1)).clamp(LEAST_READ_AHEAD, READ_AHEAD)
+}
+
 static SHARED: LazyLock<std::result::Result<Arc<RuntimeEnv>, String>> =
     LazyLock::new(|| build(limit() / SHARE));
 
-/// Where queries run: in the process's own pool, or in one of `bytes`. Errors:
-/// `Internal` when no runtime can be made.
-pub fn runtime(bytes: Option<u64>) -> Result<Arc<RuntimeEnv>> {
+fn runtime(bytes: Option<u64>) -> Result<Arc<RuntimeEnv>> {
     match bytes {
         None => SHARED.clone(),
         Some(bytes) => build(bytes),
@@ -107,6 +142,14 @@ fn total(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_units_at_a_time_read_ahead_less_each() {
+        assert_eq!(read_ahead(2 << 30, 2), 64 << 20);
+        assert_eq!(read_ahead(2 << 30, 8), 16 << 20);
+        assert_eq!(read_ahead(256 << 20, 16), LEAST_READ_AHEAD);
+        assert_eq!(read_ahead(64 << 30, 0), READ_AHEAD);
+    }
 
     #[test]
     fn limits_are_read_as_the_kernel_writes_them() {

@@ -15,15 +15,14 @@
 use super::carry::join;
 use super::fingerprint::Fingerprint;
 use super::ledger::Claim;
-use super::unit::TARGET_ROWS;
 
 /// How many claims are put together.
 pub const FAN_IN: usize = 8;
 
-/// Most rows in a fragment that is put together, where the refresh does not say:
-/// a claim of more would make a changed row dear, and what full units leave is
-/// large enough already.
-pub const MOST_ROWS: u64 = 4 * TARGET_ROWS;
+/// Most rows in a fragment that is put together, where the refresh does not say,
+/// in units of full size: a claim of more would make a changed row dear, and
+/// what full units leave is large enough already.
+pub const MOST_UNITS: u64 = 4;
 
 /// Chooses the claims among `kept` to put together, each group into one
 /// fragment of at most `most` rows. `size` tells a claim's size in rows.
@@ -61,6 +60,9 @@ mod tests {
     use lance_table::format::Fragment;
 
     use super::*;
+    use crate::engine::unit::TARGET_ROWS;
+
+    const MOST_ROWS: u64 = MOST_UNITS * TARGET_ROWS;
 
     fn claim(rows: u64, name: u64) -> Claim {
         Claim {

@@ -67,6 +67,7 @@ pub mod refresh;
 pub mod share;
 pub mod staged;
 pub mod store;
+pub mod tidy;
 pub mod unit;
 pub mod view;
 pub mod watermark;

@@ -5,7 +5,7 @@
 //! and the only record of a refresh that had nothing to commit.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use lance::Dataset;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use super::plan::Plan;
 use super::store::Objects;
 
 /// How long an outcome object is kept.
-const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
+pub(super) const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// How a view was brought up to date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,25 +84,35 @@ impl Outcome {
 pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Option<Outcome>> {
     let uri = catalog.locate(id).await?;
     let objects = catalog.store().objects(&uri).await?;
-    if let Some(outcome) = objects
-        .get::<Outcome>(&paths::outcome(objects.root(), refresh))
-        .await?
-    {
-        return Ok(Some(outcome));
-    }
+    let planned = paths::plan(objects.root(), refresh, 1);
+    let (outcome, plan) =
+        futures::try_join!(recorded(&objects, refresh), objects.get::<Plan>(&planned))?;
     // A refresh plans before it commits: without a plan there is no commit.
-    let Some(plan) = objects
-        .get::<Plan>(&paths::plan(objects.root(), refresh, 1))
-        .await?
-    else {
-        return Ok(None);
+    let (None, Some(plan)) = (&outcome, plan) else {
+        return Ok(outcome);
     };
     let Some(table) = catalog.store().open(&uri, None).await? else {
         return Err(EngineError::ViewNotFound {
             view: id.join(super::catalog::DELIMITER),
         });
     };
-    let history = History::read(&table, refresh, plan.view_version).await?;
+    committed(&objects, &table, refresh, &plan).await
+}
+
+/// What `refresh` has recorded that it did, if it has got that far.
+pub(super) async fn recorded(objects: &Objects, refresh: &str) -> Result<Option<Outcome>> {
+    objects.get(&paths::outcome(objects.root(), refresh)).await
+}
+
+/// What `refresh`, whose first plan is `plan`, has committed to the view as
+/// `table` shows it.
+pub(super) async fn committed(
+    objects: &Objects,
+    table: &Dataset,
+    refresh: &str,
+    plan: &Plan,
+) -> Result<Option<Outcome>> {
+    let history = History::read(table, refresh, plan.view_version).await?;
     if history.settled {
         return Ok(history.outcome);
     }
@@ -110,7 +120,7 @@ pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Opt
         // A commit that others' came before is for a worker to look at again.
         return Ok(None);
     }
-    prepared(&objects, &table, refresh).await
+    prepared(objects, table, refresh).await
 }
 
 /// Whether a ledger that `refresh` prepared stands in the view as it is now.
@@ -147,26 +157,5 @@ async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<O
 /// Records what `refresh` did. The first record stays.
 pub async fn record(objects: &Objects, refresh: &str, outcome: &Outcome) -> Result<Outcome> {
     let path = paths::outcome(objects.root(), refresh);
-    if objects.create(&path, outcome).await? {
-        return Ok(outcome.clone());
-    }
-    Ok(objects
-        .get::<Outcome>(&path)
-        .await?
-        .unwrap_or_else(|| outcome.clone()))
-}
-
-/// Deletes outcomes that nobody will ask for any more.
-pub async fn prune(objects: &Objects, now: SystemTime) -> Result<()> {
-    let old = objects
-        .list(&paths::outcomes(objects.root()))
-        .await?
-        .into_iter()
-        .filter(|o| {
-            now.duration_since(o.modified)
-                .is_ok_and(|age| age > KEPT_FOR)
-        })
-        .map(|o| o.path)
-        .collect();
-    objects.delete(old).await
+    objects.agree(&path, outcome.clone()).await
 }

@@ -10,28 +10,32 @@ use tracing::{debug, info, warn};
 
 use super::catalog::Catalog;
 use super::commit::{self, Attempt};
-use super::compute::compute;
+use super::compute::{claims, compute, task_ids};
 use super::error::{EngineError, Result};
 use super::execute::UnitError;
 use super::fingerprint::Fingerprint;
 use super::freshness;
 use super::history::History;
 use super::indices;
-use super::ledger::{self, Claim, Ledger};
+use super::ledger::{Claim, Ledger, Ledgers};
 use super::outcome::{self, Mode, Outcome};
-use super::partials;
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
 use super::view;
 use super::work::Work;
-use super::{carry, paths, staged, watermark};
+use super::{carry, partials, paths, staged, tidy, watermark};
 
 /// How often a refresh plans anew before it gives up as contended.
 const MAX_PLANS: u32 = 12;
 /// How often it tries to commit one plan.
 const MAX_COMMITS: u32 = 12;
-/// How much later each further worker of a refresh starts to commit.
+/// How long the other workers of a refresh leave the commit to the first; each
+/// of them [`TURN`] longer than the one before.
+const LEFT_FOR: Duration = Duration::from_secs(3);
+/// See [`LEFT_FOR`].
 const TURN: Duration = Duration::from_millis(150);
+/// How often they look whether it is done.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +65,17 @@ pub struct Request {
     pub optimize_indices: bool,
 }
 
+impl Request {
+    /// How many units are computed at a time.
+    pub fn threads(&self) -> usize {
+        self.threads
+            .filter(|threads| *threads > 0)
+            .unwrap_or_else(|| {
+                std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+            })
+    }
+}
+
 /// How far a refresh is. Cumulative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -84,10 +99,6 @@ pub async fn refresh(
 ) -> Result<Outcome> {
     let uri = catalog.locate(&request.view).await?;
     let objects = catalog.store().objects(&uri).await?;
-    if let Some(done) = outcome::find(catalog, &request.view, &request.refresh).await? {
-        info!(mode = ?done.mode, "this refresh has committed before");
-        return Ok(done);
-    }
     let mut run = Run {
         catalog,
         request,
@@ -97,15 +108,25 @@ pub async fn refresh(
         landed: false,
     };
     for n in 1..=MAX_PLANS {
-        let Some(mut work) = run.plan(n).await? else {
-            continue;
+        let mut work = match run.plan(n).await? {
+            Planned::Work(work) => work,
+            Planned::Outdated => continue,
+            Planned::Done(done) => {
+                info!(mode = ?done.mode, "this refresh has committed before");
+                return Ok(done);
+            }
         };
         let computed = async {
             partials::compute(&mut work, &run.objects, request, &run.staged, progress).await?;
             compute(&work, &run.objects, request, &mut run.staged, progress).await
         };
         match computed.await {
-            Ok(()) => {}
+            Ok(()) => {
+                if let Some(done) = run.left_to_the_first().await? {
+                    return Ok(done);
+                }
+                run.take_in(&work).await?;
+            }
             Err(UnitError::SourceGone) => {
                 if request.src_version.is_some() {
                     return Err(EngineError::SourceVersionGone {
@@ -136,6 +157,16 @@ pub async fn refresh(
     })
 }
 
+/// What came of planning.
+enum Planned {
+    /// This is to be done.
+    Work(Box<Work>),
+    /// The plan cannot be carried out any more, try the next.
+    Outdated,
+    /// The refresh has ended: nothing is left to do.
+    Done(Outcome),
+}
+
 struct Run<'a> {
     catalog: &'a Catalog,
     request: &'a Request,
@@ -149,45 +180,56 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Fixes plan `n`, or reads what another worker fixed. `Ok(None)`: that
-    /// plan cannot be carried out any more, try the next.
-    async fn plan(&mut self, n: u32) -> Result<Option<Work>> {
-        let request = self.request;
-        let path = paths::plan(self.objects.root(), &request.refresh, n);
-        let mut fixed: Option<Plan> = self.objects.get(&path).await?;
-        let Some(mut work) = Work::open(self.catalog, request, fixed.as_ref()).await? else {
-            return Ok(None);
-        };
-        for claim in staged::usable(
-            &self.objects,
-            &work.bench.table,
-            &request.refresh,
-            request.full,
-        )
-        .await?
+    /// Fixes plan `n`, or reads what another worker fixed.
+    async fn plan(&mut self, n: u32) -> Result<Planned> {
+        let (request, objects) = (self.request, &self.objects);
+        let path = paths::plan(objects.root(), &request.refresh, n);
+        let plans = paths::plans(objects.root());
+        // All at once: a store that is far away takes long to answer each.
+        let (outcome, fixed, folders, ledgers, opened) = futures::join!(
+            outcome::recorded(objects, &request.refresh),
+            objects.get::<Plan>(&path),
+            objects.folders(&plans),
+            Ledgers::open(objects),
+            view::open(self.catalog, &request.view),
+        );
+        if let Some(done) = outcome? {
+            return Ok(Planned::Done(done));
+        }
+        let (fixed, mut ledgers, opened) = (fixed?, ledgers?, opened?);
+        if let (Some(plan), 1) = (&fixed, n)
+            && let Some(done) =
+                outcome::committed(objects, &opened.1, &request.refresh, plan).await?
         {
+            return Ok(Planned::Done(done));
+        }
+        let work = Work::of(self.catalog, request, opened, fixed.as_ref()).await?;
+        let Some(mut work) = work else {
+            return Ok(Planned::Outdated);
+        };
+        let table = &work.bench.table;
+        let (refresh, full) = (&request.refresh, request.full);
+        for claim in staged::usable(objects, folders?, table, refresh, full).await? {
             self.staged.insert(claim.id(), claim);
         }
         if work.is_limited() {
             let standing = work.standing(&work.bench.table);
-            let ledgers = ledger::read(&self.objects, &standing).await?;
-            let claims = ledgers.iter().flat_map(|ledger| &ledger.claims);
+            let claims = ledgers.of(&standing).await?.iter().flat_map(|l| &l.claims);
             work.narrow(claims.chain(self.staged.values())).await;
         }
+        let mut fixed = fixed;
         if fixed.is_none() {
-            let (now, _) = self.judge(&work, &work.bench.table).await?;
+            let (now, _) = self.judge(&work, &work.bench.table, &mut ledgers).await?;
             work.plan.units = work.cut(&now.missing);
             work.plan.merges = work.merges(&now);
             work.plan.kept = now.kept.len() as u64;
             let units = !work.plan.units.is_empty();
             work.plan.partials = partials::choose(&work, &self.objects, request, units).await?;
-            if !self.objects.create(&path, &work.plan).await? {
-                fixed = self.objects.get(&path).await?;
-            }
+            fixed = Some(self.objects.agree(&path, work.plan.clone()).await?);
         }
         if let Some(plan) = fixed {
             if plan.sources != work.plan.sources {
-                return Ok(None);
+                return Ok(Planned::Outdated);
             }
             work.plan = plan;
         }
@@ -198,7 +240,7 @@ impl Run<'_> {
             units = work.plan.units.len(),
             "planned"
         );
-        Ok(Some(work))
+        Ok(Planned::Work(Box::new(work)))
     }
 
     fn since(&self, work: &Work) -> u64 {
@@ -207,15 +249,21 @@ impl Run<'_> {
 
     /// Judges the view as `table` shows it. Tells too whether claims that
     /// count were carried over compactions, and are in no ledger as they are.
-    async fn judge(&self, work: &Work, table: &Dataset) -> Result<(Judgement, bool)> {
+    async fn judge(
+        &self,
+        work: &Work,
+        table: &Dataset,
+        ledgers: &mut Ledgers,
+    ) -> Result<(Judgement, bool)> {
         let standing = work.standing(table);
-        let ledgers = ledger::read(&self.objects, &standing).await?;
+        let ledgers = ledgers.of(&standing).await?;
         let read_version = ledgers.iter().map(|l| l.read_version).min();
         let source_version = ledgers.iter().map(|l| l.outcome.source_version).min();
         let mut committed: Vec<Claim> = ledgers
-            .into_iter()
-            .flat_map(|ledger| ledger.claims)
+            .iter()
+            .flat_map(|ledger| &ledger.claims)
             .filter(|claim| !self.request.full || claim.refresh == self.request.refresh)
+            .cloned()
             .collect();
         let ids = work.merged();
         let (merged, staged): (Vec<Claim>, Vec<Claim>) = self
@@ -271,16 +319,11 @@ impl Run<'_> {
     /// staged changed such that a new plan is needed.
     async fn commit(&mut self, work: &Work) -> Result<Option<(Outcome, Option<Dataset>)>> {
         let request = self.request;
-        // One of many tries first: together they would only get in each
-        // other's way.
-        let behind = if request.workers > 1 {
-            request.index
-        } else {
-            0
-        };
-        tokio::time::sleep(TURN * behind.min(10)).await;
         for attempt in 1..=MAX_COMMITS {
-            let (view, table) = view::open(self.catalog, &request.view).await?;
+            let ((view, table), mut ledgers) = futures::try_join!(
+                view::open(self.catalog, &request.view),
+                Ledgers::open(&self.objects)
+            )?;
             view.require_incarnation(request.expected_incarnation.as_deref())?;
             let same = view.raw == work.view.raw
                 && view.incarnation == work.view.incarnation
@@ -294,7 +337,7 @@ impl Run<'_> {
             // What was committed once, by whomever, counts only where it stands.
             self.staged
                 .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim.files()));
-            let (judgement, carried) = self.judge(work, &table).await?;
+            let (judgement, carried) = self.judge(work, &table, &mut ledgers).await?;
             if judgement.is_done() {
                 let units = (judgement.kept.len() + judgement.added.len()) as u64;
                 let outcome = history
@@ -322,10 +365,15 @@ impl Run<'_> {
                 return Ok(None);
             }
             let outcome = work.outcome(&judgement, &table, request.full);
-            let ledger = self
-                .write_ledger(work, &table, &outcome, &judgement)
-                .await?;
-            let lost = staged::lost(&self.objects, &ledger, &judgement.added).await?;
+            let (ledger, looked) = futures::try_join!(
+                self.write_ledger(work, &table, &outcome, &judgement),
+                staged::look(&self.objects, &judgement.added)
+            )?;
+            // Just written: so that is what the store's clock says.
+            let lost = match self.objects.modified(&ledger).await? {
+                Some(now) => staged::lost(looked, now),
+                None => judgement.added.iter().map(Claim::id).collect(),
+            };
             if !lost.is_empty() {
                 warn!(units = lost.len(), "staged files are gone; computing anew");
                 self.objects.delete(vec![ledger]).await?;
@@ -457,30 +505,58 @@ impl Run<'_> {
             Ok(rows) => outcome.unindexed_rows = rows,
             Err(error) => warn!(%error, "the view's indices could not be read"),
         }
-        let outcome = outcome::record(&self.objects, &self.request.refresh, &outcome).await?;
         let (objects, refresh) = (&self.objects, &self.request.refresh);
-        // At once: on a store that is far away each of them takes its time.
-        let aged = async {
-            let recorded = paths::outcome(objects.root(), refresh);
-            let Some(now) = objects.modified(&recorded).await? else {
-                return Ok(());
-            };
-            let (staged, outcomes) = futures::join!(
-                staged::remove(objects, refresh, now),
-                outcome::prune(objects, now)
-            );
-            staged.and(outcomes)
-        };
-        let (fresh, aged, ledgers, parts) = futures::join!(
+        let (outcome, fresh, rubbish) = futures::join!(
+            outcome::record(objects, refresh, &outcome),
             freshness::record(objects, &work.view, &table, &work.plan.sources),
-            aged,
-            ledger::prune(objects),
-            partials::prune(objects, work, refresh)
+            tidy::look(objects, refresh)
         );
-        if let Err(error) = fresh.and(aged).and(ledgers).and(parts) {
+        let outcome = outcome?;
+        let tidied = match rubbish {
+            Ok(rubbish) => tidy::remove(objects, refresh, work, rubbish).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = fresh.and(tidied) {
             warn!(%error, "the view is right; its records could not all be written");
         }
         Ok(outcome)
+    }
+
+    /// One worker commits: together they would only get in each other's way.
+    /// The others wait until it has recorded the outcome; but not for ever, for
+    /// it may have died.
+    async fn left_to_the_first(&self) -> Result<Option<Outcome>> {
+        if self.request.workers <= 1 || self.request.index == 0 {
+            return Ok(None);
+        }
+        let turn = LEFT_FOR + TURN * self.request.index.min(10);
+        self.wait_for_outcome(turn, LOOK).await
+    }
+
+    /// What another worker has recorded, if it does within `patience`.
+    async fn wait_for_outcome(
+        &self,
+        patience: Duration,
+        look: Duration,
+    ) -> Result<Option<Outcome>> {
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            let recorded = outcome::recorded(&self.objects, &self.request.refresh).await?;
+            if recorded.is_some() || tokio::time::Instant::now() >= until {
+                return Ok(recorded);
+            }
+            tokio::time::sleep(look).await;
+        }
+    }
+
+    /// Reads what other workers computed of the plan.
+    async fn take_in(&mut self, work: &Work) -> Result<()> {
+        let ids = task_ids(work).filter(|id| !self.staged.contains_key(id));
+        let ids: Vec<Fingerprint> = ids.collect();
+        for claim in claims(&self.objects, self.request, ids).await? {
+            self.staged.insert(claim.id(), claim);
+        }
+        Ok(())
     }
 
     /// Bringing indices up to date is one worker's work: that of the one whose
@@ -492,15 +568,8 @@ impl Run<'_> {
         if self.landed || self.request.workers <= 1 || (nothing && self.request.index == 0) {
             return Ok(None);
         }
-        let path = paths::outcome(self.objects.root(), &self.request.refresh);
-        let patience = tokio::time::Instant::now() + indices::LEFT_FOR;
-        while tokio::time::Instant::now() < patience {
-            if let Some(done) = self.objects.get(&path).await? {
-                return Ok(Some(done));
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        Ok(None)
+        self.wait_for_outcome(indices::LEFT_FOR, Duration::from_secs(1))
+            .await
     }
 }
 

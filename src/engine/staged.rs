@@ -1,6 +1,7 @@
 //! Which staged claims a refresh may use: its own from an earlier attempt, and
 //! those that a failed or cancelled refresh of the same view left.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use futures::{StreamExt, TryStreamExt};
@@ -10,7 +11,7 @@ use lance::dataset::mem_wal::DatasetMemWalExt;
 use super::error::{EngineError, Result};
 use super::fingerprint::Fingerprint;
 use super::history::History;
-use super::ledger::{Claim, STAGED_FOR};
+use super::ledger::{Claim, HEADS, STAGED_FOR};
 use super::paths;
 use super::plan::Plan;
 use super::store::{Objects, storage};
@@ -19,17 +20,17 @@ use super::view::ViewInfo;
 /// How many refreshes' leftovers are looked at.
 const LEFTOVERS: usize = 64;
 
-/// The staged claims that `refresh` may use on `table`: whose files were never
-/// in a committed version. With `own_only` those of other refreshes are left
+/// The staged claims in the `folders` of plans that `refresh` may use on
+/// `table`: whose files were never in a committed version. With `own_only` those of other refreshes are left
 /// alone: a full refresh takes nothing over.
 pub async fn usable(
     objects: &Objects,
+    mut folders: Vec<String>,
     table: &Dataset,
     refresh: &str,
     own_only: bool,
 ) -> Result<Vec<Claim>> {
     let mut found = Vec::new();
-    let mut folders = objects.folders(&paths::plans(objects.root())).await?;
     folders.retain(|name| !own_only || name == refresh);
     // Its own first: they are surest to be there still.
     folders.sort_by_key(|name| name != refresh);
@@ -50,7 +51,7 @@ pub async fn usable(
         let history = History::read(table, &folder, plan.view_version).await?;
         let claims: Vec<Option<Claim>> = futures::stream::iter(listed)
             .map(|l| async move { objects.get::<Claim>(&l.path).await })
-            .buffer_unordered(16)
+            .buffer_unordered(HEADS)
             .try_collect()
             .await?;
         found.extend(
@@ -63,62 +64,38 @@ pub async fn usable(
     Ok(found)
 }
 
-/// Those of `claims` whose files may not be committed: gone, or older than
-/// [`STAGED_FOR`] at the time when `marker`, an object written just now, was
-/// written by the store's own clock.
-pub async fn lost(
+/// When each file of `claims` was written, by the store's clock; `None` for
+/// those that are not there.
+pub async fn look(
     objects: &Objects,
-    marker: &object_store::path::Path,
     claims: &[Claim],
-) -> Result<Vec<Fingerprint>> {
-    let Some(now) = objects.modified(marker).await? else {
-        return Ok(claims.iter().map(Claim::id).collect());
-    };
+) -> Result<Vec<(Fingerprint, Option<SystemTime>)>> {
     let data = objects.root().clone().join("data");
-    let files: Vec<(Fingerprint, object_store::path::Path)> = claims
-        .iter()
-        .flat_map(|claim| {
-            let id = claim.id();
+    let mut files = Vec::new();
+    for claim in claims {
+        let id = claim.id();
+        files.extend(
             claim
                 .files()
-                .map(|file| (id.clone(), data.clone().join(file)))
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    let mut lost: Vec<Fingerprint> = futures::stream::iter(files)
-        .map(|(id, path)| async move {
-            let usable = objects
-                .modified(&path)
-                .await?
-                .is_some_and(|at| now.duration_since(at).unwrap_or_default() < STAGED_FOR);
-            Ok::<_, EngineError>((!usable).then_some(id))
-        })
-        .buffer_unordered(32)
-        .try_filter_map(|id| async move { Ok(id) })
+                .map(|file| (id.clone(), data.clone().join(file))),
+        );
+    }
+    futures::stream::iter(files)
+        .map(|(id, path)| async move { Ok((id, objects.modified(&path).await?)) })
+        .buffer_unordered(HEADS)
         .try_collect()
-        .await?;
-    lost.sort();
-    lost.dedup();
-    Ok(lost)
+        .await
 }
 
-/// Removes the plans and staged claims of `refresh`, which has ended well, and
-/// those that nobody can use any more at `now` by the store's clock.
-pub async fn remove(objects: &Objects, refresh: &str, now: SystemTime) -> Result<()> {
-    for folder in objects.folders(&paths::plans(objects.root())).await? {
-        let listed = objects
-            .list(&paths::plan_folder(objects.root(), &folder))
-            .await?;
-        let old = listed
-            .iter()
-            .all(|o| now.duration_since(o.modified).unwrap_or_default() > STAGED_FOR);
-        if folder == refresh || old {
-            objects
-                .delete(listed.into_iter().map(|o| o.path).collect())
-                .await?;
-        }
-    }
-    Ok(())
+/// The claims among those `looked` at whose files may not be committed at `now`
+/// by the store's clock: gone, or older than [`STAGED_FOR`].
+pub fn lost(
+    looked: Vec<(Fingerprint, Option<SystemTime>)>,
+    now: SystemTime,
+) -> HashSet<Fingerprint> {
+    let usable = |at: SystemTime| now.duration_since(at).unwrap_or_default() < STAGED_FOR;
+    let lost = looked.into_iter().filter(|(_, at)| !at.is_some_and(usable));
+    lost.map(|(id, _)| id).collect()
 }
 
 /// Refuses tables with a write-ahead log: a scan does not see the rows that

@@ -173,7 +173,19 @@ impl Objects {
     /// whether it is this value that is there now: written by this call, or
     /// the same as another wrote.
     pub async fn create<T: Serialize>(&self, path: &Path, value: &T) -> Result<bool> {
-        let json = json(value)?;
+        Ok(self.create_json(path, json(value)?).await?.is_none())
+    }
+
+    /// Writes `value` as JSON unless the object is there already. Returns what
+    /// is there now: what all who do this agree on.
+    pub async fn agree<T: Serialize + DeserializeOwned>(&self, path: &Path, value: T) -> Result<T> {
+        let theirs = self.create_json(path, json(&value)?).await?;
+        let theirs = theirs.and_then(|json| serde_json::from_slice(&json).ok());
+        Ok(theirs.unwrap_or(value))
+    }
+
+    /// As [`Objects::create`]; returns what is there instead.
+    async fn create_json(&self, path: &Path, json: Bytes) -> Result<Option<Bytes>> {
         let mut attempt = 1;
         loop {
             let options = PutOptions {
@@ -185,13 +197,13 @@ impl Objects {
                 .inner
                 .put_opts(path, json.clone().into(), options);
             match put.await {
-                Ok(_) => return Ok(true),
+                Ok(_) => return Ok(None),
                 // It may be an earlier attempt of this very call that is there,
                 // whose answer was lost, to us or to the client below. S3 also
                 // says so while another's put is under way, which may yet fail.
                 Err(error @ object_store::Error::AlreadyExists { .. }) => {
                     match self.read(path).await? {
-                        Some(there) => return Ok(there == json),
+                        Some(there) => return Ok((there != json).then_some(there)),
                         None if attempt == CREATE_ATTEMPTS => return Err(object(path, error)),
                         None => {}
                     }

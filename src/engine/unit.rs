@@ -23,6 +23,10 @@ use super::fingerprint::{Fingerprint, Reads};
 /// sliced.
 pub const TARGET_ROWS: u64 = 1 << 17;
 
+/// Units of rows that are wide by their type, such as vectors, are cut shorter,
+/// to about as many bytes.
+const TARGET_BYTES: u64 = 1 << 28;
+
 /// How many deletion files are read at a time.
 const READS: usize = 32;
 
@@ -48,7 +52,7 @@ pub async fn pieces(
 ) -> lance::Result<Vec<Piece>> {
     let touched: Vec<FileFragment> = fragments
         .iter()
-        .filter(|f| sliceable(f) && f.deletion_file.is_some())
+        .filter(|f| is_sliceable(f) && f.deletion_file.is_some())
         .map(|fragment| FileFragment::new(source.clone(), fragment.clone()))
         .collect();
     let deleted: HashMap<usize, Vec<u32>> = futures::stream::iter(touched)
@@ -60,10 +64,11 @@ pub async fn pieces(
         .buffer_unordered(READS)
         .try_collect()
         .await?;
+    let target = target(reads);
     let mut found = Vec::with_capacity(fragments.len());
     for (at, fragment) in fragments.iter().enumerate() {
         let rows = fragment.physical_rows.unwrap_or(0) as u64;
-        if !sliceable(fragment) {
+        if !is_sliceable(fragment) {
             found.push(Piece {
                 fragment: at,
                 slice: None,
@@ -72,7 +77,7 @@ pub async fn pieces(
             });
             continue;
         }
-        let slices = slices(rows);
+        let slices = slices(rows, target);
         let gone = deleted
             .get(&(fragment.id as usize))
             .map_or(&[][..], Vec::as_slice);
@@ -90,31 +95,38 @@ pub async fn pieces(
 }
 
 /// Files of Lance's first format have no row addresses to slice by.
-fn sliceable(fragment: &Fragment) -> bool {
+fn is_sliceable(fragment: &Fragment) -> bool {
     fragment
         .files
         .iter()
         .all(|file| file.file_major_version >= 2)
 }
 
-/// Cuts `rows` into equal slices of at most [`TARGET_ROWS`].
-fn slices(rows: u64) -> Vec<Range<u64>> {
-    let count = rows.div_ceil(TARGET_ROWS).max(1);
+/// How many rows a unit shall have of what `reads` reads.
+pub fn target(reads: &Reads) -> u64 {
+    let rows = TARGET_BYTES / reads.width().max(1);
+    // The nearest below that is a power of two.
+    (1 << rows.max(1).ilog2()).min(TARGET_ROWS)
+}
+
+/// Cuts `rows` into equal slices of at most `target`.
+fn slices(rows: u64, target: u64) -> Vec<Range<u64>> {
+    equal(rows, rows.div_ceil(target))
+}
+
+/// Cuts `rows` into `count` equal slices.
+fn equal(rows: u64, count: u64) -> Vec<Range<u64>> {
+    let count = count.max(1);
     (0..count)
         .map(|i| rows * i / count..rows * (i + 1) / count)
         .collect()
 }
 
 /// Groups what has to be computed into units: positions of pieces, each unit a
-/// run of `missing` neighbours of at most [`TARGET_ROWS`] rows, or one larger
+/// run of `missing` neighbours of at most `target` rows, or one larger
 /// piece. Standing claims are matched before, so that a small append never
 /// cuts again what an earlier refresh has cut.
-pub fn cut(pieces: &[Piece], missing: &[usize]) -> Vec<Vec<usize>> {
-    cut_to(pieces, missing, TARGET_ROWS)
-}
-
-/// As [`cut`], with units of at most `target` rows.
-pub fn cut_to(pieces: &[Piece], missing: &[usize], target: u64) -> Vec<Vec<usize>> {
+pub fn cut(pieces: &[Piece], missing: &[usize], target: u64) -> Vec<Vec<usize>> {
     let mut units: Vec<Vec<usize>> = Vec::new();
     let mut rows_in_last = 0u64;
     for &at in missing {
@@ -177,6 +189,63 @@ impl Extent {
         }
     }
 
+    /// The same rows in at most `parts` parts of about as many, one after the
+    /// other; fewer, so that none is smaller than `least` rows.
+    pub fn split(&self, parts: usize, least: u64) -> Vec<Extent> {
+        let whole = |f: &Fragment| {
+            let rows = f.physical_rows.filter(|_| is_sliceable(f))? as u64;
+            Some(FragmentSlice {
+                fragment_id: f.id as u32,
+                row_offset: 0,
+                row_count: rows,
+            })
+        };
+        let slices = match self.slices.is_empty() {
+            true => self.fragments.iter().map(whole).collect(),
+            false => Some(self.slices.clone()),
+        };
+        let Some(slices) = slices else {
+            return vec![self.clone()];
+        };
+        let rows: u64 = slices.iter().map(|slice| slice.row_count).sum();
+        let parts = (parts as u64).min(rows / least.max(1));
+        if parts <= 1 {
+            return vec![self.clone()];
+        }
+        let parts = equal(rows, parts);
+        parts
+            .into_iter()
+            .map(|part| self.part(&slices, part))
+            .collect()
+    }
+
+    /// Those of `slices` that are in `part` of all their rows.
+    fn part(&self, slices: &[FragmentSlice], part: Range<u64>) -> Extent {
+        let mut extent = Extent::default();
+        let mut start = 0;
+        for slice in slices {
+            let from = part.start.clamp(start, start + slice.row_count) - start;
+            let to = part.end.clamp(start, start + slice.row_count) - start;
+            start += slice.row_count;
+            let fragment = self
+                .fragments
+                .iter()
+                .find(|f| f.id as u32 == slice.fragment_id);
+            let (Some(fragment), true) = (fragment, from < to) else {
+                continue;
+            };
+            if extent.fragments.last().map(|f| f.id) != Some(fragment.id) {
+                extent.fragments.push(fragment.clone());
+            }
+            extent.slices.push(FragmentSlice {
+                fragment_id: slice.fragment_id,
+                row_offset: slice.row_offset + from,
+                row_count: to - from,
+            });
+        }
+        extent
+    }
+
     /// Whether there is nothing to read.
     pub fn is_empty(&self) -> bool {
         self.fragments.is_empty()
@@ -211,24 +280,80 @@ mod tests {
     #[test]
     fn small_neighbours_share_a_unit_and_large_ones_do_not() {
         let big = TARGET_ROWS;
-        let found = cut(&pieces(&[10, 10, big, 5, 5]), &[0, 1, 2, 3, 4]);
+        let found = cut(&pieces(&[10, 10, big, 5, 5]), &[0, 1, 2, 3, 4], big);
         assert_eq!(found, [vec![0, 1], vec![2], vec![3, 4]]);
     }
 
     #[test]
     fn pieces_with_a_standing_one_between_do_not_share_a_unit() {
-        assert_eq!(cut(&pieces(&[10, 10, 10]), &[0, 2]), [vec![0], vec![2]]);
-        assert!(cut(&pieces(&[]), &[]).is_empty());
+        assert_eq!(cut(&pieces(&[10, 10, 10]), &[0, 2], 99), [vec![0], vec![2]]);
+        assert!(cut(&pieces(&[]), &[], 99).is_empty());
     }
 
     #[test]
     fn slices_cover_a_fragment_without_gap_or_overlap() {
         for rows in [1, TARGET_ROWS, TARGET_ROWS + 1, 5 * TARGET_ROWS - 7] {
-            let slices = slices(rows);
+            let slices = slices(rows, TARGET_ROWS);
             assert_eq!(slices.first().unwrap().start, 0);
             assert_eq!(slices.last().unwrap().end, rows);
             assert!(slices.windows(2).all(|w| w[0].end == w[1].start));
             assert!(slices.iter().all(|s| s.end - s.start <= TARGET_ROWS));
+        }
+    }
+
+    #[test]
+    fn wide_rows_make_short_units() {
+        assert_eq!(target_of(8), TARGET_ROWS);
+        assert_eq!(target_of(0), TARGET_ROWS);
+        assert_eq!(target_of(1536 * 4), 32_768);
+        assert_eq!(target_of(1 << 30), 1);
+    }
+
+    fn target_of(width: i32) -> u64 {
+        use std::collections::BTreeSet;
+
+        use arrow_schema::{DataType, Field, Schema};
+
+        let wide = DataType::FixedSizeBinary(width);
+        let schema = Schema::new(vec![Field::new("wide", wide, true)]);
+        let mut schema = lance_core::datatypes::Schema::try_from(&schema).unwrap();
+        schema.set_field_id(None);
+        let columns = BTreeSet::from(["wide".to_string()]);
+        target(&Reads::new("", &schema, &columns, false, true))
+    }
+
+    #[test]
+    fn an_extent_is_split_into_parts_that_are_all_of_it() {
+        let fragments: Vec<Fragment> = [700usize, 300, 500]
+            .iter()
+            .enumerate()
+            .map(|(id, rows)| {
+                let mut fragment = Fragment::new(id as u64);
+                fragment.physical_rows = Some(*rows);
+                fragment
+            })
+            .collect();
+        let all = Extent::of(fragments.clone());
+        assert_eq!(all.split(4, 1000), std::slice::from_ref(&all));
+        let rows = |extent: &Extent| -> Vec<(u32, u64)> {
+            extent
+                .slices
+                .iter()
+                .flat_map(|s| {
+                    (s.row_offset..s.row_offset + s.row_count).map(|at| (s.fragment_id, at))
+                })
+                .collect()
+        };
+        for parts in 2..6 {
+            let split = all.split(parts, 1);
+            assert_eq!(split.len(), parts);
+            let found: Vec<(u32, u64)> = split.iter().flat_map(rows).collect();
+            let expected = [(0, 700), (1, 300), (2, 500)];
+            let expected: Vec<(u32, u64)> = expected
+                .iter()
+                .flat_map(|(id, rows)| (0..*rows).map(|at| (*id, at)))
+                .collect();
+            assert_eq!(found, expected);
         }
     }
 

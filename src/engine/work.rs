@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use futures::FutureExt;
 use lance::Dataset;
 use lance_table::format::Fragment;
 use tokio::sync::OnceCell;
@@ -16,19 +17,20 @@ use super::execute::Workbench;
 use super::fingerprint::{Fingerprint, Reads};
 use super::freshness::open_source;
 use super::ledger::{Claim, Columns, Standing};
+use super::memory::Memory;
 use super::merge;
 use super::outcome::{Mode, Outcome};
 use super::partials::Parts;
 use super::plan::{Inputs, Judgement, Pinned, Plan};
 use super::prefix::{self, Known};
 use super::refresh::Request;
+use super::staged;
 use super::store::{is_missing, storage};
-use super::unit::{self, Extent, Piece};
+use super::unit::{self, Extent, Piece, TARGET_ROWS};
 use super::view::general::cut::Cut;
 use super::view::planned::Planned;
 use super::view::sql::Shape;
 use super::view::{self, ViewInfo};
-use super::{memory, staged};
 
 /// What one plan works on.
 pub struct Work {
@@ -62,6 +64,32 @@ enum Pieces {
     OfBranches(Cut),
 }
 
+/// Opens source `at` of `view` as [`Work::of`] does.
+async fn source(
+    catalog: &Catalog,
+    request: &Request,
+    view: &ViewInfo,
+    at: usize,
+    fixed: Option<&Plan>,
+) -> Result<Option<Arc<Dataset>>> {
+    let pinned = fixed.and_then(|plan| plan.sources.get(at));
+    let wanted = pinned.map(|p| p.version).or(request.src_version);
+    let source = match open_source(catalog, view, &view.sources[at], wanted).await {
+        Err(EngineError::SourceVersionGone { .. })
+            if fixed.is_some() && request.src_version.is_none() =>
+        {
+            return Ok(None);
+        }
+        other => other?,
+    };
+    if pinned.is_some_and(|pinned| *pinned != Pinned::of(&source)) {
+        // The source was re-created since.
+        return Ok(None);
+    }
+    staged::refuse_wal(view, &source, "its source table").await?;
+    Ok(Some(Arc::new(source)))
+}
+
 /// What a unit is computed from.
 #[derive(Clone, Debug)]
 pub struct Task {
@@ -71,47 +99,49 @@ pub struct Task {
     pub extent: Option<Extent>,
     /// What its groups are merged from, where they are.
     pub parts: Option<Parts>,
+    /// Whether its rows come of nothing but those of the extent, one by one.
+    pub by_rows: bool,
 }
 
 impl Work {
-    /// Opens the view, and its sources at the versions that were `fixed`, or
-    /// asked for, or the latest. The plan has no units yet. `Ok(None)`: what was
-    /// fixed cannot be carried out any more. Errors: those of the view, of its
-    /// source, and of a definition that no longer fits.
+    /// As [`Work::of`], of the view as it is now.
     pub async fn open(
         catalog: &Catalog,
         request: &Request,
         fixed: Option<&Plan>,
     ) -> Result<Option<Work>> {
-        let (view, table) = view::open(catalog, &request.view).await?;
+        let opened = view::open(catalog, &request.view).await?;
+        Self::of(catalog, request, opened, fixed).await
+    }
+
+    /// Opens the sources of `view` at the versions that were `fixed`, or asked
+    /// for, or the latest. The plan has no units yet. `Ok(None)`: what was fixed
+    /// cannot be carried out any more. Errors: those of the view, of its source,
+    /// and of a definition that no longer fits.
+    pub async fn of(
+        catalog: &Catalog,
+        request: &Request,
+        (view, table): (ViewInfo, Dataset),
+        fixed: Option<&Plan>,
+    ) -> Result<Option<Work>> {
         view.require_refreshable()?;
         view.require_incarnation(request.expected_incarnation.as_deref())?;
         view.require_sole_source(request.src_version)?;
         if fixed.is_some_and(|plan| plan.sources.len() != view.sources.len()) {
             return Ok(None);
         }
-        staged::refuse_wal(&view, &table, "the view").await?;
-        let mut sources = Vec::with_capacity(view.sources.len());
-        for (at, id) in view.sources.iter().enumerate() {
-            let pinned = fixed.and_then(|plan| plan.sources.get(at));
-            let wanted = pinned.map(|p| p.version).or(request.src_version);
-            let source = match open_source(catalog, &view, id, wanted).await {
-                Err(EngineError::SourceVersionGone { .. })
-                    if fixed.is_some() && request.src_version.is_none() =>
-                {
-                    return Ok(None);
-                }
-                other => other?,
-            };
-            if pinned.is_some_and(|pinned| *pinned != Pinned::of(&source)) {
-                // The source was re-created since.
-                return Ok(None);
-            }
-            staged::refuse_wal(&view, &source, "its source table").await?;
-            sources.push(Arc::new(source));
-        }
-        let runtime = memory::runtime(request.query_memory)?;
-        let planned = Planned::new(&view, &table, &sources, runtime).await?;
+        let sources =
+            (0..view.sources.len()).map(|at| source(catalog, request, &view, at, fixed).boxed());
+        // At once: a store that is far away takes long to answer each.
+        let ((), sources) = futures::try_join!(
+            staged::refuse_wal(&view, &table, "the view"),
+            futures::future::try_join_all(sources)
+        )?;
+        let Some(sources) = sources.into_iter().collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let memory = Memory::new(request.threads(), request.query_memory)?;
+        let planned = Planned::new(&view, &table, &sources, &memory).await?;
         let unread = |e| storage("the deletion files of the source table", e);
         let (cut, inputs) = match &planned {
             Planned::Sql(planned) => {
@@ -150,6 +180,7 @@ impl Work {
             sources,
             table: Arc::new(table),
             planned: Arc::new(planned),
+            memory,
             refresh: request.refresh.clone(),
             max_rows_per_fragment: request.max_rows_per_fragment,
         };
@@ -256,7 +287,7 @@ impl Work {
             return (!missing.is_empty()).then(Vec::new).into_iter().collect();
         }
         match &self.pieces {
-            Pieces::OfSource { pieces, .. } => unit::cut(pieces, missing),
+            Pieces::OfSource { pieces, reads } => unit::cut(pieces, missing, unit::target(reads)),
             Pieces::OfBranches(cut) => cut.units(missing),
         }
     }
@@ -279,8 +310,12 @@ impl Work {
                 .rows
                 .max(source.fold(0, |sum, rows| sum.saturating_add(*rows)))
         };
-        let most = self.bench.max_rows_per_fragment.unwrap_or(merge::MOST_ROWS);
-        merge::choose(&now.kept, size, most)
+        let target = match &self.pieces {
+            Pieces::OfSource { reads, .. } => unit::target(reads),
+            Pieces::OfBranches(_) => TARGET_ROWS,
+        };
+        let most = self.bench.max_rows_per_fragment;
+        merge::choose(&now.kept, size, most.unwrap_or(target * merge::MOST_UNITS))
     }
 
     /// What identifies the claims that the plan puts together.
@@ -362,6 +397,7 @@ impl Work {
             branch,
             extent,
             parts: self.parts.clone(),
+            by_rows: matches!(self.pieces, Pieces::OfSource { .. }) && !self.inputs.whole,
         }
     }
 

@@ -247,7 +247,7 @@ impl<'a> Chosen<'a> {
     fn cut(&mut self, salt: &str) {
         let mut missing: Vec<usize> = self.open.drain().flat_map(|(_, at)| at).collect();
         missing.sort_unstable();
-        for unit in unit::cut(self.pieces, &missing) {
+        for unit in unit::cut(self.pieces, &missing, TARGET_ROWS) {
             let inputs = unit.iter().map(|at| self.pieces[*at].fingerprint.clone());
             self.partials.push(Partial::new(inputs.collect(), salt));
         }

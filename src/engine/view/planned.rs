@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
-use datafusion::execution::runtime_env::RuntimeEnv;
 use lance::Dataset;
 
 use super::general::General;
 use super::merge::Merge;
 use super::{ViewInfo, ViewKind, sql};
 use crate::engine::error::{EngineError, Result};
+use crate::engine::memory::Memory;
 
 /// A view planned over one version of each of its sources.
 #[derive(Debug)]
@@ -29,13 +29,13 @@ impl Planned {
         view: &ViewInfo,
         table: &Dataset,
         sources: &[Arc<Dataset>],
-        runtime: Arc<RuntimeEnv>,
+        memory: &Memory,
     ) -> Result<Planned> {
         match (&view.kind, sources) {
-            (ViewKind::GeneralSql, sources) => General::new(view, table, sources, runtime)
+            (ViewKind::GeneralSql, sources) => General::new(view, table, sources, memory)
                 .await
                 .map(Planned::General),
-            (_, [source]) => sql::Planned::new(view, table, source, runtime)
+            (_, [source]) => sql::Planned::new(view, table, source, memory)
                 .map(|planned| Planned::Sql(Box::new(planned))),
             _ => Err(EngineError::Internal(
                 "a view of one source was expected".to_string(),

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use arrow_array::{RecordBatch, new_null_array};
 use arrow_schema::{DataType, Field, FieldRef, Schema as ArrowSchema, SchemaRef};
 use datafusion::error::DataFusionError;
-use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -28,7 +27,7 @@ use super::unnest::{Unnest, flattened};
 use super::{ViewInfo, grouped, output};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Reads;
-use crate::engine::memory;
+use crate::engine::memory::Memory;
 use crate::engine::unit::Extent;
 
 /// How a view's rows depend on its source's rows.
@@ -55,8 +54,8 @@ pub struct Planned {
     schema: SchemaRef,
     /// How groups are merged from parts, where they can be.
     merge: Option<Merge>,
-    /// Where groups are computed.
-    runtime: Arc<RuntimeEnv>,
+    /// What scans and groups may hold.
+    memory: Memory,
 }
 
 impl Planned {
@@ -67,7 +66,7 @@ impl Planned {
         view: &ViewInfo,
         table: &Dataset,
         source: &Dataset,
-        runtime: Arc<RuntimeEnv>,
+        memory: &Memory,
     ) -> Result<Planned> {
         view.require_refreshable()?;
         let stored = view
@@ -175,7 +174,7 @@ impl Planned {
             provenance,
             schema,
             merge,
-            runtime,
+            memory: memory.clone(),
         })
     }
 
@@ -239,7 +238,7 @@ impl Planned {
             )));
         }
         let mut scanner = source.scan();
-        memory::bound(&mut scanner);
+        self.memory.bound(&mut scanner);
         scanner.materialization_style(MaterializationStyle::AllEarly);
         if let Some(extent) = extent {
             extent.restrict(&mut scanner).await?;
@@ -252,8 +251,13 @@ impl Planned {
         }
         if self.definition.is_grouped() {
             let rows = self.grouped_rows(scanner).await?;
-            let groups =
-                grouped::execute(rows, &self.definition, self.provenance, &self.runtime).await?;
+            let groups = grouped::execute(
+                rows,
+                &self.definition,
+                self.provenance,
+                self.memory.runtime(),
+            )
+            .await?;
             return Ok(self.conform(groups));
         }
         if let Some(unnest) = &self.unnest {
@@ -306,7 +310,7 @@ impl Planned {
             DataFusionError::Internal("the view's groups cannot be merged".to_string())
         })?;
         let mut scanner = source.scan();
-        memory::bound(&mut scanner);
+        self.memory.bound(&mut scanner);
         scanner.materialization_style(MaterializationStyle::AllEarly);
         extent.restrict(&mut scanner).await?;
         if self.provenance {
@@ -315,7 +319,7 @@ impl Planned {
         if let Some(filter) = &self.definition.filter {
             scanner.filter(filter)?;
         }
-        merge.states(self.grouped_rows(scanner).await?, &self.runtime)
+        merge.states(self.grouped_rows(scanner).await?, self.memory.runtime())
     }
 
     /// The view's rows that come of all the `states`.
@@ -324,7 +328,7 @@ impl Planned {
         merge: &Merge,
         states: SendableRecordBatchStream,
     ) -> datafusion::common::Result<SendableRecordBatchStream> {
-        Ok(self.conform(merge.merged(states, &self.runtime)?))
+        Ok(self.conform(merge.merged(states, self.memory.runtime())?))
     }
 
     /// Brings each batch to the view's schema: row ids under their stored

@@ -89,7 +89,7 @@ impl Cut {
             match &part.probe {
                 None => units.extend(within.into_iter().map(|at| vec![at + start])),
                 Some((_, pieces)) => units.extend(
-                    unit::cut_to(pieces, &within, part.target)
+                    unit::cut(pieces, &within, part.target)
                         .into_iter()
                         .map(|unit| unit.into_iter().map(|at| at + start).collect()),
                 ),

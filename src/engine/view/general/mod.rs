@@ -31,7 +31,6 @@ use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider,
 };
 use datafusion::datasource::provider_as_source;
-use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::limit::LocalLimitExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -50,6 +49,7 @@ use super::output;
 use super::sql::refuse_changing;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::{Fingerprint, Reads};
+use crate::engine::memory::Memory;
 use crate::engine::store::first_line;
 use crate::engine::unit::Extent;
 
@@ -68,8 +68,9 @@ pub struct General {
     branches: Vec<Branch>,
     /// Whether unquoted names are taken in lower case.
     lower: bool,
-    runtime: Arc<RuntimeEnv>,
-    memory: usize,
+    memory: Memory,
+    /// The bytes of its pool.
+    pool: usize,
 }
 
 /// Rows of the view that are computed by themselves.
@@ -104,17 +105,17 @@ impl General {
         view: &ViewInfo,
         table: &Dataset,
         sources: &[Arc<Dataset>],
-        runtime: Arc<RuntimeEnv>,
+        memory: &Memory,
     ) -> Result<General> {
         view.require_refreshable()?;
         let query = view.query.as_ref().ok_or_else(|| {
             EngineError::Internal("a general SQL view without a query".to_string())
         })?;
         let schema = Arc::new(Schema::from(table.schema()));
-        let as_written = Self::planned(view, query, &schema, sources, &runtime, false).await;
+        let as_written = Self::planned(view, query, &schema, sources, memory, false).await;
         match as_written {
             Err(EngineError::DefinitionMismatch { .. }) => {
-                match Self::planned(view, query, &schema, sources, &runtime, true).await {
+                match Self::planned(view, query, &schema, sources, memory, true).await {
                     Ok(general) => Ok(general),
                     // The first says what is wrong of the query as it is written.
                     Err(_) => as_written,
@@ -129,7 +130,7 @@ impl General {
         query: &Query,
         schema: &SchemaRef,
         sources: &[Arc<Dataset>],
-        runtime: &Arc<RuntimeEnv>,
+        memory: &Memory,
         lower: bool,
     ) -> Result<General> {
         let said = |e: datafusion::error::DataFusionError| EngineError::DefinitionMismatch {
@@ -143,8 +144,8 @@ impl General {
             schema: schema.clone(),
             branches: Vec::new(),
             lower,
-            runtime: runtime.clone(),
-            memory: match runtime.memory_pool.memory_limit() {
+            memory: memory.clone(),
+            pool: match memory.runtime().memory_pool.memory_limit() {
                 datafusion::execution::memory_pool::MemoryLimit::Finite(bytes) => bytes,
                 _ => usize::MAX,
             },
@@ -153,7 +154,7 @@ impl General {
         let tables: Vec<Arc<SourceTable>> = sources
             .iter()
             .enumerate()
-            .map(|(at, dataset)| Arc::new(SourceTable::new(at, dataset.clone())))
+            .map(|(at, dataset)| Arc::new(SourceTable::new(at, dataset.clone(), memory.clone())))
             .collect();
         register(&context, query, &tables, lower).map_err(said)?;
         let state = context.state();
@@ -251,12 +252,12 @@ impl General {
             .with_create_default_catalog_and_schema(true)
             .with_information_schema(false)
             .with_target_partitions(partitions)
-            .with_sort_spill_reservation_bytes(SORT_RESERVE.min(self.memory / 8 / partitions));
+            .with_sort_spill_reservation_bytes(SORT_RESERVE.min(self.pool / 8 / partitions));
         let options = config.options_mut();
         options.sql_parser.enable_ident_normalization = self.lower;
         options.sql_parser.map_string_types_to_utf8view = false;
         options.optimizer.prefer_hash_join = !frugal;
-        let context = SessionContext::new_with_config_rt(config, self.runtime.clone());
+        let context = SessionContext::new_with_config_rt(config, self.memory.runtime().clone());
         lance_datafusion::udf::register_functions(&context);
         context
     }

@@ -18,7 +18,7 @@ use datafusion_expr::Expr;
 use lance::Dataset;
 use lance::dataset::scanner::MaterializationStyle;
 
-use crate::engine::memory;
+use crate::engine::memory::Memory;
 use crate::engine::unit::Extent;
 
 /// One version of a source, or some of its rows.
@@ -29,16 +29,18 @@ pub struct SourceTable {
     dataset: Arc<Dataset>,
     schema: SchemaRef,
     extent: Option<Extent>,
+    memory: Memory,
 }
 
 impl SourceTable {
     /// All of `dataset`, the view's source at `index`.
-    pub fn new(index: usize, dataset: Arc<Dataset>) -> SourceTable {
+    pub fn new(index: usize, dataset: Arc<Dataset>, memory: Memory) -> SourceTable {
         SourceTable {
             index,
             schema: Arc::new(Schema::from(dataset.schema())),
             dataset,
             extent: None,
+            memory,
         }
     }
 
@@ -69,7 +71,7 @@ impl TableProvider for SourceTable {
         limit: Option<usize>,
     ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
         let mut scan = self.dataset.scan();
-        memory::bound(&mut scan);
+        self.memory.bound(&mut scan);
         scan.materialization_style(MaterializationStyle::AllEarly);
         if let Some(extent) = &self.extent {
             extent.restrict(&mut scan).await?;
