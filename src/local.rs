@@ -3,6 +3,8 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lance::Dataset;
 use serde_json::json;
@@ -17,7 +19,12 @@ use crate::engine::refresh::{Progress, Request, refresh};
 use crate::engine::view::{self, ViewInfo};
 
 /// Brings one view up to date, with a progress bar on a terminal.
-pub async fn refresh_view(args: &RefreshArgs) -> Result<(), EngineError> {
+pub fn refresh_view(args: &RefreshArgs) -> BoxFuture<'_, Result<(), EngineError>> {
+    // Boxed here, so that it is compiled once, and not into each program anew.
+    run(args).boxed()
+}
+
+async fn run(args: &RefreshArgs) -> Result<(), EngineError> {
     let catalog = Catalog::connect(&args.catalog.catalog, &args.catalog.options()).await?;
     let request = Request {
         view: args.view.split(DELIMITER).map(str::to_string).collect(),
@@ -98,7 +105,11 @@ async fn draw(mut progress: watch::Receiver<Progress>, view: String) {
 }
 
 /// Lists the views of a catalog and how stale each one is.
-pub async fn list_views(args: &ViewsArgs) -> Result<(), EngineError> {
+pub fn list_views(args: &ViewsArgs) -> BoxFuture<'_, Result<(), EngineError>> {
+    list(args).boxed()
+}
+
+async fn list(args: &ViewsArgs) -> Result<(), EngineError> {
     let catalog = Catalog::connect(&args.catalog.catalog, &args.catalog.options()).await?;
     let mut rows = Vec::new();
     for id in catalog.tables().await? {

@@ -8,6 +8,8 @@
 use std::io::Write;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -27,7 +29,12 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const MESSAGE_LIMIT: usize = 900;
 
 /// Runs the task in the environment and returns the exit code.
-pub async fn run() -> i32 {
+pub fn run() -> BoxFuture<'static, i32> {
+    // Boxed here, so that it is compiled once, and not into each program anew.
+    run_task().boxed()
+}
+
+async fn run_task() -> i32 {
     let task = match task_from(std::env::var(TASK_ENV).ok(), std::env::var(INDEX_ENV).ok()) {
         Ok(task) => task,
         Err(error) => {

@@ -188,6 +188,14 @@ impl Database {
         table.count_rows(None).await.expect("counted") as u64
     }
 
+    /// How many bytes the data files of `table` have.
+    pub fn bytes(&self, table: &str) -> u64 {
+        let data = std::fs::read_dir(format!("{}/data", self.path(table)));
+        data.expect("data files")
+            .map(|file| file.and_then(|f| f.metadata()).map_or(0, |m| m.len()))
+            .sum()
+    }
+
     /// Removes the files that only older versions of `views` refer to.
     pub async fn tidy(&self, views: impl Iterator<Item = &str>) {
         for view in views {

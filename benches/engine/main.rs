@@ -18,11 +18,13 @@
 mod changes;
 mod database;
 mod delay;
+mod memory;
 mod peers;
 mod planning;
 mod report;
 mod rows;
 mod scaling;
+mod worker;
 mod workload;
 
 use std::path::PathBuf;
@@ -40,7 +42,8 @@ pub struct Args {
     /// Source rows of part `rows`; may be given again.
     #[arg(long, value_delimiter = ',', default_values_t = [20_000_000, 2_000_000, 200_000])]
     rows: Vec<u64>,
-    /// Source rows of `grouped`, `unnest` and `joined`; a hundredth of it for `wide`.
+    /// Source rows of `grouped`, `unnest` and `joined`; a hundredth of it for `wide`,
+    /// a fortieth for `memory`.
     #[arg(long, default_value_t = 20_000_000)]
     shape_rows: u64,
     /// How often each figure is taken.
@@ -89,12 +92,14 @@ pub enum Part {
     Planning,
     /// Several worker processes over a slow store.
     Scaling,
+    /// What a worker takes of a small pod's memory.
+    Memory,
 }
 
 #[tokio::main]
 async fn main() {
-    if scaling::is_worker() {
-        return scaling::work().await;
+    if worker::is_worker() {
+        return worker::work().await;
     }
     let args = Args::parse();
     let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
@@ -115,6 +120,9 @@ async fn main() {
     }
     if wanted(Part::Scaling) {
         scaling::run(&args, &mut report).await;
+    }
+    if wanted(Part::Memory) {
+        memory::run(&args, &mut report).await;
     }
     report.finish(&args);
 }

@@ -1,98 +1,21 @@
 //! Several worker processes over a store that is far away, so that processors
 //! do not decide: how the time falls with their number, and whether together
 //! they work more than one alone.
-//!
-//! A worker is this program again, told by an environment variable; it goes
-//! the way that a worker's pod goes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arrow_array::{Int64Array, RecordBatch, RecordBatchIterator};
 use lance::Dataset;
 use lance::dataset::{WriteMode, WriteParams};
 use lancedb::materialized_view::{MaterializedViewDefinition, prepare_definition};
-use relance::engine::catalog::Catalog;
-use relance::engine::refresh::{Progress, Request, refresh};
 use relance::engine::unit::TARGET_ROWS;
-use serde::{Deserialize, Serialize};
-use tokio::process::Command;
-use tokio::sync::watch;
 
 use crate::Args;
-use crate::delay::{Delay, Wrap};
-use crate::peers::cpu_seconds;
 use crate::report::{Report, median};
-
-const WORKER: &str = "RELANCE_BENCH_WORKER";
-
-/// What a worker shall do.
-#[derive(Serialize, Deserialize)]
-struct Task {
-    catalog: String,
-    refresh: String,
-    workers: u32,
-    index: u32,
-    delay_millis: u64,
-}
-
-/// What it took.
-#[derive(Serialize, Deserialize)]
-struct Done {
-    cpu: f64,
-    calls: u64,
-    peak_mib: u64,
-    rows: u64,
-}
-
-/// Whether this process is a worker.
-pub fn is_worker() -> bool {
-    std::env::var_os(WORKER).is_some()
-}
-
-/// Works, and says what it took.
-pub async fn work() {
-    let task = std::env::var(WORKER).expect("a task");
-    let task: Task = serde_json::from_str(&task).expect("a task");
-    let delay = Arc::new(Delay {
-        delay: Duration::from_millis(task.delay_millis),
-        calls: AtomicU64::new(0),
-    });
-    let wrapper = Arc::new(Wrap(delay.clone()));
-    let catalog = Catalog::connect_wrapped(&task.catalog, &BTreeMap::new(), wrapper)
-        .await
-        .expect("connected");
-    let request = Request {
-        view: vec!["v".to_string()],
-        refresh: task.refresh,
-        full: true,
-        workers: task.workers,
-        index: task.index,
-        ..Default::default()
-    };
-    let (progress, _) = watch::channel(Progress::default());
-    let outcome = refresh(&catalog, &request, &progress)
-        .await
-        .expect("refreshed");
-    let done = Done {
-        cpu: cpu_seconds(),
-        calls: delay.calls.load(Ordering::Relaxed),
-        peak_mib: peak_mib(),
-        rows: outcome.rows_written,
-    };
-    println!("{}", serde_json::to_string(&done).expect("JSON"));
-}
-
-fn peak_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib: Option<u64> = line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok());
-    kib.unwrap_or(0) / 1024
-}
+use crate::worker::{self, Task};
 
 /// What some number of workers took.
 #[derive(Default)]
@@ -191,28 +114,21 @@ async fn make(folder: &Path, units: u64) {
 /// Runs one refresh by `workers` workers.
 async fn once(args: &Args, folder: &Path, workers: u32, taken: &mut Taken) {
     let refresh = uuid::Uuid::now_v7().to_string();
-    let this = std::env::current_exe().expect("this program");
     let start = Instant::now();
     let runs = (0..workers).map(|index| {
         let task = Task {
             // Lance reads plain local files past every wrapper.
             catalog: format!("dir://file-object-store://{}", folder.display()),
+            view: "v".to_string(),
             refresh: refresh.clone(),
             workers,
             index,
             delay_millis: args.delay,
+            ..Default::default()
         };
-        let worker = Command::new(&this)
-            .env(WORKER, serde_json::to_string(&task).expect("JSON"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a worker starts");
         async move {
-            let output = worker.wait_with_output().await.expect("a worker ends");
-            let ended = start.elapsed().as_secs_f64();
-            assert!(output.status.success(), "a worker failed");
-            let done: Done = serde_json::from_slice(&output.stdout).expect("JSON");
-            (ended, done)
+            let done = worker::run(task).await;
+            (start.elapsed().as_secs_f64(), done)
         }
     });
     let ended = futures::future::join_all(runs).await;

@@ -122,6 +122,34 @@ pub const SHAPES: &[(Part, Workload)] = &[
     ),
 ];
 
+/// Sources that are larger than a small pod's memory, and whose units are.
+pub const LARGE: [Workload; 2] = [
+    Workload {
+        name: "vectors of 1,536 floats",
+        rows: wide,
+        sql: "SELECT id, x * 2 AS y, vector FROM src WHERE x >= 20",
+        scan: Some(Scan {
+            columns: &[("id", "id"), ("y", "x * 2"), ("vector", "vector")],
+            filter: "x >= 20",
+        }),
+        oracle: "SELECT id, x * 2 AS y, vector FROM src WHERE x >= 20",
+        part_of: 40,
+        lancedb: true,
+    },
+    Workload {
+        name: "texts of 8 KiB",
+        rows: texts,
+        sql: "SELECT id, x * 2 AS y, text FROM src WHERE x >= 20",
+        scan: Some(Scan {
+            columns: &[("id", "id"), ("y", "x * 2"), ("text", "text")],
+            filter: "x >= 20",
+        }),
+        oracle: "SELECT id, x * 2 AS y, text FROM src WHERE x >= 20",
+        part_of: 40,
+        lancedb: true,
+    },
+];
+
 /// The second source of the join.
 pub fn rates() -> RecordBatch {
     let names: StringArrayOf = (0..CATEGORIES).map(category).collect();
@@ -201,6 +229,19 @@ fn wide(from: u64, to: u64) -> RecordBatch {
     let vectors = FixedSizeListArray::new(item, DIMENSIONS as i32, Arc::new(values), None);
     let mut columns = numbers(from, to).to_vec();
     columns.push(("vector", Arc::new(vectors)));
+    batch(columns)
+}
+
+/// Texts that no encoding makes much smaller.
+fn texts(from: u64, to: u64) -> RecordBatch {
+    let mut texts = StringBuilder::new();
+    for id in from..to {
+        let words = (0..512).map(|at| mixed(id * 512 + at));
+        let text: String = words.map(|word| format!("{word:016x}")).collect();
+        texts.append_value(text);
+    }
+    let mut columns = numbers(from, to).to_vec();
+    columns.push(("text", Arc::new(texts.finish())));
     batch(columns)
 }
 

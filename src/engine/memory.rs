@@ -116,15 +116,37 @@ fn build(bytes: u64) -> std::result::Result<Arc<RuntimeEnv>, String> {
 /// How many bytes this process may have.
 fn limit() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).ok();
-    [
-        read("/sys/fs/cgroup/memory.max").and_then(|text| bytes(&text)),
-        read("/sys/fs/cgroup/memory/memory.limit_in_bytes").and_then(|text| bytes(&text)),
-        read("/proc/meminfo").and_then(|text| total(&text)),
-    ]
-    .into_iter()
-    .flatten()
-    .min()
-    .unwrap_or(UNKNOWN)
+    let groups = read("/proc/self/cgroup").unwrap_or_default();
+    let limits = files(&groups).into_iter();
+    let limits = limits.filter_map(|path| read(&path).and_then(|text| bytes(&text)));
+    let machine = read("/proc/meminfo").and_then(|text| total(&text));
+    limits.chain(machine).min().unwrap_or(UNKNOWN)
+}
+
+/// The files that limit a process whose `/proc/self/cgroup` is `groups`: those of
+/// its control group and of each above it. In a pod there is often just the
+/// last of them, that of the root, which is then the pod's own.
+fn files(groups: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (root, file) = match parts.next() {
+            Some("") => ("/sys/fs/cgroup", "memory.max"),
+            Some(of) if of.split(',').any(|of| of == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        let mut group = parts.next().unwrap_or("/").trim_end_matches('/');
+        loop {
+            found.push(format!("{root}{group}/{file}"));
+            match group.rfind('/') {
+                Some(above) => group = &group[..above],
+                None => break,
+            }
+        }
+    }
+    found
 }
 
 /// What a control group's file says; `None` for no limit.
@@ -159,6 +181,15 @@ mod tests {
         assert_eq!(
             total("MemTotal:       24559460 kB\nMemFree: 1 kB\n"),
             Some(24559460 * 1024)
+        );
+        assert_eq!(
+            files("12:pids:/x\n5:cpu,memory:/a/b\n0::/\n"),
+            [
+                "/sys/fs/cgroup/memory/a/b/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/a/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory.max",
+            ]
         );
         assert_eq!(total("nothing"), None);
         assert!(limit() > 0);

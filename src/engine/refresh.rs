@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use lance::Dataset;
 use object_store::path::Path;
 use tokio::sync::watch;
@@ -92,7 +94,16 @@ pub struct Progress {
 /// Brings the view up to date. Any number of workers may run the same request,
 /// one after the other or together: they share the work and one commits.
 /// Errors: see [`EngineError`]; the view is then as it was.
-pub async fn refresh(
+pub fn refresh<'a>(
+    catalog: &'a Catalog,
+    request: &'a Request,
+    progress: &'a watch::Sender<Progress>,
+) -> BoxFuture<'a, Result<Outcome>> {
+    // Boxed here, so that it is compiled once, and not into each program anew.
+    run(catalog, request, progress).boxed()
+}
+
+async fn run(
     catalog: &Catalog,
     request: &Request,
     progress: &watch::Sender<Progress>,

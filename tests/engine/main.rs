@@ -11,6 +11,7 @@ mod indices;
 mod interop;
 mod kills;
 mod limited;
+mod overlays;
 mod races;
 mod s3;
 mod scenarios;

@@ -153,6 +153,12 @@ async fn what_the_world_says_against_a_refresh_is_told_at_once() {
     );
     let said = post("v", r#"{"output_limit": 5}"#).await;
     assert!(said.error(400, 13).contains("output_limit"), "{said:?}");
+    let said = post("joined", r#"{"src_version": 1}"#).await;
+    let sentence = said.error(400, 13);
+    assert!(
+        sentence.contains("src_version") && sentence.contains("2 source tables"),
+        "{sentence}"
+    );
     let said = post("v", r#"{"expected_incarnation": "another"}"#).await;
     assert!(said.error(409, 14).contains("another"), "{said:?}");
     for (view, kind) in [

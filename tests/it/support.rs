@@ -12,7 +12,10 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::ObjectMeta;
 use kube::{Client, Config};
 use lance::Dataset;
-use lancedb::materialized_view::{MaterializedViewDefinition, prepare_definition};
+use lancedb::materialized_view::{
+    DEFINITION_META_KEY, MaterializedViewDefinition, definition_metadata_from_sql_with_defaults,
+    prepare_definition,
+};
 use relance::catalog::SharedCatalog;
 use relance::resources::{MaterializedViewRefresh, RefreshCluster, RefreshClusterSpec, schema};
 use relance::telemetry::Metrics;
@@ -120,8 +123,8 @@ async fn install(client: &Client) {
     .await;
 }
 
-/// A folder with the table `src`, the SQL view `v` over it, and one Geneva
-/// view of each kind as far as their metadata go.
+/// A folder with the table `src`, the SQL view `v` over it, the view `joined`
+/// of both, and one Geneva view of each kind as far as their metadata go.
 pub async fn catalog() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let root = folder.path().display().to_string();
@@ -141,6 +144,15 @@ pub async fn catalog() -> TempDir {
         .create("v")
         .await
         .expect("the view");
+    let sql = "SELECT a.id FROM src AS a JOIN v AS b ON a.id = b.id";
+    let definition = definition_metadata_from_sql_with_defaults(sql, "", &[]);
+    let metadata = HashMap::from([(DEFINITION_META_KEY.to_string(), definition)]);
+    let schema = Schema::new_with_metadata(vec![Field::new("id", DataType::Int64, true)], metadata);
+    let rows = std::iter::empty::<Result<RecordBatch, ArrowError>>();
+    let reader = RecordBatchIterator::new(rows, Arc::new(schema));
+    Dataset::write(reader, &format!("{root}/joined.lance"), None)
+        .await
+        .expect("a view of two sources");
     for kind in ["1", "chunker", "udtf"] {
         let metadata = HashMap::from([
             ("geneva::view::query".to_string(), "{}".to_string()),

@@ -90,7 +90,8 @@ impl Parts {
         let (mine, others): (Vec<usize>, Vec<usize>) = (0..self.parts.len())
             .filter(|at| !self.parts[*at].kept)
             .partition(|at| *at as u64 % workers == index % workers);
-        mine.into_iter().chain(others).collect()
+        // From their ends: their workers start at the other.
+        mine.into_iter().chain(others.into_iter().rev()).collect()
     }
 
     /// The states of all parts. Whatever is not there is computed.
@@ -166,10 +167,7 @@ pub async fn compute(
         ..Default::default()
     };
     progress.send_replace(now);
-    let threads = request
-        .threads
-        .filter(|t| *t > 0)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let threads = request.threads();
     let workers = u64::from(request.workers.max(1));
     let mut results = futures::stream::iter(parts.order(u64::from(request.index), workers))
         .map(|at| {
