@@ -7,6 +7,7 @@ mod chart;
 mod controller;
 mod crash;
 mod e2e;
+mod indices;
 mod installed;
 mod objects;
 mod operator;
