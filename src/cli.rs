@@ -5,6 +5,11 @@ use std::net::SocketAddr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::resources::names;
+
+/// Environment variable that says how log lines are written.
+pub const LOG_FORMAT_ENV: &str = "RELANCE_LOG_FORMAT";
+
 /// Refreshes Lance materialized views, on Kubernetes or right here.
 #[derive(Debug, Parser)]
 #[command(
@@ -15,7 +20,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 )]
 pub struct Cli {
     /// How log lines are written to standard error.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "RELANCE_LOG_FORMAT")]
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = LOG_FORMAT_ENV)]
     pub log_format: LogFormat,
     /// What to do.
     #[command(subcommand)]
@@ -42,6 +47,11 @@ pub enum Command {
     Refresh(RefreshArgs),
     /// List the views of a catalog and how stale each one is.
     Views(ViewsArgs),
+    /// Ask a REST API whether it answers and reaches its Kubernetes API.
+    Check {
+        /// Its URL, such as http://relance:2333.
+        url: String,
+    },
     /// Do the work of a refresh inside a Job's pod; the controller's Jobs call this.
     #[command(hide = true)]
     Worker,
@@ -106,6 +116,18 @@ pub struct ServeArgs {
         value_name = "IMAGE"
     )]
     pub worker_image: String,
+    /// Lease of the namespace by which the replicas of one controller agree on who acts.
+    #[arg(long, env = "RELANCE_LEASE", default_value = names::CONTROLLER_LEASE, value_name = "NAME")]
+    pub lease: String,
+    /// Seconds without a renewal after which another replica takes over from the one that acts.
+    #[arg(
+        long,
+        env = "RELANCE_LEASE_SECONDS",
+        default_value_t = 15,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u16).range(1..=3600)
+    )]
+    pub lease_seconds: u16,
     /// Kubernetes namespace of the refreshes. Default: the service account's, or that of the current kubeconfig context.
     #[arg(long, short, env = "RELANCE_NAMESPACE")]
     pub namespace: Option<String>,

@@ -1,10 +1,12 @@
 //! relance refreshes Lance materialized views on Kubernetes.
 
 pub mod catalog;
+pub mod check;
 pub mod cli;
 pub mod controller;
 pub mod engine;
 pub mod health;
+pub mod kubernetes;
 pub mod launch;
 pub mod listener;
 pub mod local;

@@ -5,7 +5,7 @@ use clap::{CommandFactory, Parser};
 use relance::cli::{Cli, Command};
 use relance::engine::error::EngineError;
 use relance::protocol::exit;
-use relance::{local, resources, serve, telemetry, worker};
+use relance::{check, local, resources, serve, telemetry, worker};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -37,12 +37,17 @@ fn main() -> ExitCode {
             print(&String::from_utf8_lossy(&script))
         }
         Command::Serve(args) => run(async {
-            serve::serve(&args)
+            serve::serve(&args, cli.log_format)
                 .await
                 .map_err(|error| (error.to_string(), exit::UNAVAILABLE))
         }),
         Command::Refresh(args) => run(async { local::refresh_view(&args).await.map_err(told) }),
         Command::Views(args) => run(async { local::list_views(&args).await.map_err(told) }),
+        Command::Check { url } => run(async {
+            check::check(&url)
+                .await
+                .map_err(|error| (error.to_string(), exit::UNAVAILABLE))
+        }),
         Command::Worker => run(async {
             match worker::run().await {
                 exit::OK => Ok(()),

@@ -68,6 +68,9 @@ pub struct Task {
 pub struct ProgressLine {
     /// Always `progress`, to tell the line from others.
     pub relance: String,
+    /// The refresh's name, for those who collect logs.
+    #[serde(default, rename = "job_id")]
+    pub job_id: String,
     /// Units whose rows are right, kept ones included, as far as this worker knows.
     pub units_done: u64,
     /// Units that the view will consist of.

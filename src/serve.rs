@@ -3,18 +3,24 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use kube::{Client, Config};
+use kube::Config;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::SharedCatalog;
-use crate::cli::ServeArgs;
+use crate::cli::{LOG_FORMAT_ENV, LogFormat, ServeArgs};
+use crate::controller::election::{Election, Leadership};
+use crate::controller::lease::Timing;
+use crate::controller::metrics::ControllerMetrics;
 use crate::controller::{self, ControllerConfig, ControllerError};
-use crate::telemetry::Metrics;
-use crate::{health, listener, rest};
+use crate::kubernetes::ApiMetrics;
+use crate::telemetry::otlp::{self, TraceError};
+use crate::telemetry::{self, Metrics, trace};
+use crate::{health, kubernetes, listener, rest};
 
 /// Why the operator cannot run.
 #[derive(Debug, Error)]
@@ -38,22 +44,26 @@ pub enum ServeError {
     /// The controller cannot start.
     #[error("the controller cannot start: {0}")]
     Controller(#[from] ControllerError),
+    /// Traces are asked for, and cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// Signals cannot be waited for.
     #[error("signals cannot be received: {0}")]
     Signals(std::io::Error),
 }
 
 /// Runs until SIGTERM or SIGINT, and then to the end of what is at work.
-pub async fn serve(args: &ServeArgs) -> Result<(), ServeError> {
+pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeError> {
     let shutdown = CancellationToken::new();
     end_on_signals(shutdown.clone())?;
+    telemetry::start_tracing()?;
     let config = Config::infer().await?;
     let namespace = args
         .namespace
         .clone()
         .unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config)?;
     let metrics = Arc::new(Metrics::default());
+    let client = kubernetes::client(config, &ApiMetrics::register(&metrics))?;
     let catalog = SharedCatalog::new(&args.catalog.catalog, args.catalog.options(), &metrics);
 
     // All addresses are taken before anything runs, so that a wrong one ends it all.
@@ -100,8 +110,15 @@ pub async fn serve(args: &ServeArgs) -> Result<(), ServeError> {
             image: args.worker_image.clone(),
             catalog: catalog.clone(),
             shutdown: shutdown.clone(),
+            metrics: ControllerMetrics::new(&metrics),
+            worker_environment: worker_environment(log_format),
         };
-        let ended = controller::run(client.clone(), config, &metrics).await;
+        let timing = Timing {
+            lease: Duration::from_secs(args.lease_seconds.into()),
+        };
+        let leadership = Leadership::register(&metrics);
+        let election = Election::new(client.clone(), &namespace, &args.lease, timing, leadership);
+        let ended = controller::lead(client.clone(), config, election).await;
         if ended.is_err() {
             // Half an operator is none: whoever runs this one shall see that it ended.
             shutdown.cancel();
@@ -126,8 +143,22 @@ pub async fn serve(args: &ServeArgs) -> Result<(), ServeError> {
         shutdown.cancelled().await;
     }
     health_shutdown.cancel();
-    let _ = tokio::join!(health, watch);
+    let _ = tokio::join!(health, watch, trace::flush());
     Ok(controlled?)
+}
+
+/// What of this process's own settings its workers share.
+fn worker_environment(log_format: LogFormat) -> Vec<(String, String)> {
+    let mut environment = Vec::new();
+    if log_format == LogFormat::Json {
+        environment.push((LOG_FORMAT_ENV.to_string(), "json".to_string()));
+    }
+    if trace::is_on()
+        && let Ok(endpoint) = std::env::var(otlp::ENDPOINT_ENV)
+    {
+        environment.push((otlp::ENDPOINT_ENV.to_string(), endpoint));
+    }
+    environment
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {

@@ -12,6 +12,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::engine::catalog::Catalog;
 use crate::engine::error::EngineError;
@@ -20,6 +21,7 @@ use crate::engine::refresh::{Progress, Request, refresh};
 use crate::protocol::{
     Ending, INDEX_ENV, PROGRESS, ProgressLine, TASK_ENV, TERMINATION_LOG, Task, exit,
 };
+use crate::telemetry::{self, trace};
 
 /// How often progress is printed, at the most.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -52,27 +54,51 @@ async fn run_task() -> i32 {
             Err(_) => std::future::pending().await,
         }
     };
+    if let Err(error) = telemetry::start_tracing() {
+        tracing::warn!(%error, "no traces are sent");
+    }
+    let parent = std::env::var(trace::TRACEPARENT_ENV).ok();
+    let parent = parent.and_then(|text| text.parse().ok());
+    let traced = trace::begin("work", trace::Kind::Consumer, parent);
+    let traced = traced.map(|span| {
+        span.with("job_id", &task.0.job_id)
+            .with("view", task.0.view.join("$"))
+            .with("index", task.1)
+    });
+    let working = work(&task.0, task.1).instrument(telemetry::job_span(&task.0.job_id));
     let result = tokio::select! {
-        result = work(&task.0, task.1) => result,
+        result = working => result,
         () = terminated => return 128 + 15,
     };
-    match result {
+    if let Some(span) = traced {
+        match &result {
+            Ok(outcome) => span
+                .with("mode", format!("{:?}", outcome.mode))
+                .with("rows_written", outcome.rows_written)
+                .end(false),
+            Err(error) => span.with("reason", error.reason()).end(true),
+        }
+    }
+    let code = match result {
         Ok(outcome) => {
             end(&Ending::Done(outcome));
             exit::OK
         }
         Err(error) => {
-            tracing::error!(reason = error.reason(), "{error}");
+            let job_id = &task.0.job_id;
+            tracing::error!(job_id, reason = error.reason(), "{error}");
             end(&failed(&error));
             exit_code(&error)
         }
-    }
+    };
+    trace::flush().await;
+    code
 }
 
 async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
     let catalog = Catalog::connect(&task.catalog, &task.storage_options).await?;
     let (sender, receiver) = watch::channel(Progress::default());
-    let printer = tokio::spawn(print_progress(receiver));
+    let printer = tokio::spawn(print_progress(task.job_id.clone(), receiver));
     let request = Request {
         view: task.view.clone(),
         refresh: task.refresh_uid.clone(),
@@ -93,19 +119,20 @@ async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
     result
 }
 
-async fn print_progress(mut progress: watch::Receiver<Progress>) {
+async fn print_progress(job_id: String, mut progress: watch::Receiver<Progress>) {
     while progress.changed().await.is_ok() {
-        print_line(*progress.borrow_and_update());
+        print_line(&job_id, *progress.borrow_and_update());
         tokio::time::sleep(INTERVAL).await;
     }
     if progress.borrow().units_total > 0 {
-        print_line(*progress.borrow());
+        print_line(&job_id, *progress.borrow());
     }
 }
 
-fn print_line(progress: Progress) {
+fn print_line(job_id: &str, progress: Progress) {
     let line = ProgressLine {
         relance: PROGRESS.to_string(),
+        job_id: job_id.to_string(),
         units_done: progress.units_done,
         units_total: progress.units_total,
         rows_written: progress.rows_written,

@@ -5,14 +5,11 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
+use tracing::Instrument;
 
 use super::context::Context;
-use super::metrics::Ended;
 use super::refresh::{Step, Write};
-use crate::resources::{
-    MaterializedViewRefresh, MaterializedViewRefreshStatus, RefreshCluster, RefreshClusterStatus,
-    names,
-};
+use crate::resources::{MaterializedViewRefresh, RefreshCluster, RefreshClusterStatus, names};
 
 /// Longest note that the Events API takes, in bytes.
 const NOTE_LIMIT: usize = 1024;
@@ -43,16 +40,13 @@ pub async fn status(
     ctx.wrote(&written);
     if let Some(step) = &write.step {
         tracing::info!(
-            refresh = name,
             phase = ?write.status.phase,
             reason = step.reason,
             "{}",
             step.message
         );
         tell(ctx, &written, step);
-        if write.status.phase.is_terminal() {
-            count(ctx, &written, &write.status);
-        }
+        ctx.metrics.stepped(refresh, &written);
     }
     Ok(Some(written))
 }
@@ -106,11 +100,12 @@ fn tell(ctx: &Context, refresh: &MaterializedViewRefresh, step: &Step) {
         action: step.reason.clone(),
         secondary: None,
     };
-    tokio::spawn(async move {
+    let published = async move {
         if let Err(error) = recorder.publish(&event, &reference).await {
             tracing::debug!(%error, "an Event was lost");
         }
-    });
+    };
+    tokio::spawn(published.in_current_span());
 }
 
 fn shortened(message: &str) -> String {
@@ -119,20 +114,6 @@ fn shortened(message: &str) -> String {
         end -= 1;
     }
     message[..end].to_string()
-}
-
-fn count(ctx: &Context, refresh: &MaterializedViewRefresh, status: &MaterializedViewRefreshStatus) {
-    let reason = status.conditions.last().map(|c| c.reason.clone());
-    let ended = Ended {
-        phase: format!("{:?}", status.phase),
-        reason: reason.unwrap_or_default(),
-    };
-    ctx.metrics.ended.get_or_create(&ended).inc();
-    let created = refresh.metadata.creation_timestamp.as_ref();
-    if let (Some(created), Some(end)) = (created, &status.completion_time) {
-        let seconds = end.0.duration_since(created.0).as_secs_f64();
-        ctx.metrics.seconds.observe(seconds.max(0.0));
-    }
 }
 
 /// Writes the status of a RefreshCluster.

@@ -25,6 +25,9 @@ const READS_A_SECOND: f64 = 10.0;
 /// Status writes a second, at most, that are no step in a refresh's life.
 const UPDATES_A_SECOND: f64 = 20.0;
 
+/// Longer than a watch takes to show what was written.
+const WATCH_DELAY: Duration = Duration::from_secs(30);
+
 /// The first and the longest pause of a back-off.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -48,8 +51,8 @@ pub struct Context {
     pub(super) admission: tokio::sync::Mutex<()>,
     /// Turns that were given and are not yet in a status, by refresh UID.
     reserved: Mutex<HashMap<String, Place>>,
-    /// The last resource that was written, by UID, until the cache has it.
-    written: Mutex<HashMap<String, Arc<MaterializedViewRefresh>>>,
+    /// The last resource that was written, and when, by UID, until the cache has it.
+    written: Mutex<HashMap<String, (Instant, Arc<MaterializedViewRefresh>)>>,
     /// How often in a row a refresh had to be put off, by UID.
     put_off: Mutex<HashMap<String, u32>>,
     /// When a refresh's progress was last looked at, by UID.
@@ -58,7 +61,7 @@ pub struct Context {
 
 /// What the watches showed.
 pub struct Known {
-    /// All refreshes of the namespace.
+    /// All refreshes of the namespace that have not ended.
     pub refreshes: Store<MaterializedViewRefresh>,
     /// All RefreshClusters of the namespace.
     pub clusters: Store<RefreshCluster>,
@@ -111,7 +114,7 @@ impl Context {
             return cached;
         };
         match written.get(&uid) {
-            Some(ours) if version(ours) > version(&cached) => ours.clone(),
+            Some((_, ours)) if version(ours) > version(&cached) => ours.clone(),
             Some(_) => {
                 written.remove(&uid);
                 cached
@@ -123,7 +126,10 @@ impl Context {
     /// Keeps what was written until the cache has it.
     pub(super) fn wrote(&self, refresh: &MaterializedViewRefresh) {
         if let Some(uid) = refresh.uid() {
-            lock(&self.written).insert(uid, Arc::new(refresh.clone()));
+            let mut written = lock(&self.written);
+            // An ended one never comes to the cache.
+            written.retain(|_, (at, _)| at.elapsed() < WATCH_DELAY);
+            written.insert(uid, (Instant::now(), Arc::new(refresh.clone())));
         }
     }
 

@@ -1,19 +1,41 @@
-//! The controller's metrics.
+//! The controller's metrics: what it counts and times itself, and a census of
+//! the refreshes that have not ended, taken when it is asked for.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::reflector::Store;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
+use crate::resources::{MaterializedViewRefresh, Phase};
 use crate::telemetry::Metrics;
 
-/// How a refresh ended.
+/// How a refresh ended, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Ended {
+struct Ended {
     /// `Succeeded`, `Failed` or `Cancelled`.
-    pub phase: String,
+    phase: String,
     /// The reason of its condition.
-    pub reason: String,
+    reason: String,
+    cluster: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Of {
+    cluster: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct At {
+    phase: String,
+    cluster: String,
 }
 
 /// The controller's metrics.
@@ -25,23 +47,35 @@ pub struct ControllerMetrics {
     pub errors: Counter,
     /// Jobs that were created.
     pub launches: Counter,
-    /// Refreshes that ended.
-    pub ended: Family<Ended, Counter>,
-    /// Seconds from a refresh's creation to its end.
-    pub seconds: Histogram,
+    /// What has not ended.
+    pub census: Census,
+    ended: Family<Ended, Counter>,
+    seconds: Histogram,
+    queue: Family<Of, Histogram>,
+    run: Family<Of, Histogram>,
+    rows: Family<Of, Counter>,
+    bytes: Family<Of, Counter>,
 }
 
 impl ControllerMetrics {
     /// Registers them.
     pub fn new(metrics: &Metrics) -> Self {
+        // From a tenth of a second to seven hours.
+        let times = || Histogram::new(exponential_buckets(0.1, 4.0, 10));
         let new = Self {
             passes: Counter::default(),
             errors: Counter::default(),
             launches: Counter::default(),
+            census: Census::default(),
             ended: Family::default(),
-            seconds: Histogram::new(exponential_buckets(0.1, 4.0, 10)),
+            seconds: times(),
+            queue: Family::new_with_constructor(times),
+            run: Family::new_with_constructor(times),
+            rows: Family::default(),
+            bytes: Family::default(),
         };
         let mut registry = metrics.registry();
+        registry.register_collector(Box::new(new.census.clone()));
         registry.register(
             "controller_passes",
             "Passes over refreshes",
@@ -67,7 +101,212 @@ impl ControllerMetrics {
             "Seconds from a refresh's creation to its final phase",
             new.seconds.clone(),
         );
+        registry.register(
+            "refresh_queue_seconds",
+            "Seconds from a refresh's creation to its turn",
+            new.queue.clone(),
+        );
+        registry.register(
+            "refresh_run_seconds",
+            "Seconds from a refresh's turn to its final phase",
+            new.run.clone(),
+        );
+        registry.register(
+            "rows_written",
+            "Rows that refreshes wrote into views",
+            new.rows.clone(),
+        );
+        registry.register(
+            "bytes_written",
+            "Bytes of data files that refreshes wrote",
+            new.bytes.clone(),
+        );
         drop(registry);
         new
+    }
+
+    /// Notes a step: the refresh as it was `before`, and as it was written.
+    pub fn stepped(&self, before: &MaterializedViewRefresh, after: &MaterializedViewRefresh) {
+        let phase =
+            |r: &MaterializedViewRefresh| r.status.as_ref().map_or(Phase::Queued, |s| s.phase);
+        let (was, is) = (phase(before), phase(after));
+        let Some(status) = after.status.as_ref() else {
+            return;
+        };
+        let of = Of {
+            cluster: after.spec.cluster.clone(),
+        };
+        let created = after.metadata.creation_timestamp.as_ref().map(|t| t.0);
+        let start = status.start_time.as_ref().map(|t| t.0);
+        if was != Phase::Running && is == Phase::Running {
+            observe(&self.queue.get_or_create(&of), created, start);
+        }
+        if was.is_terminal() || !is.is_terminal() {
+            return;
+        }
+        let end = status.completion_time.as_ref().map(|t| t.0);
+        observe(&self.seconds, created, end);
+        observe(&self.run.get_or_create(&of), start, end);
+        if let Some(progress) = &status.progress
+            && is == Phase::Succeeded
+        {
+            let number = |value: i64| u64::try_from(value).unwrap_or(0);
+            self.rows
+                .get_or_create(&of)
+                .inc_by(number(progress.rows_written));
+            self.bytes
+                .get_or_create(&of)
+                .inc_by(number(progress.bytes_written));
+        }
+        let reason = status.conditions.last().map(|c| c.reason.clone());
+        let ended = Ended {
+            phase: format!("{is:?}"),
+            reason: reason.unwrap_or_default(),
+            cluster: of.cluster,
+        };
+        self.ended.get_or_create(&ended).inc();
+    }
+}
+
+fn observe(histogram: &Histogram, from: Option<Timestamp>, to: Option<Timestamp>) {
+    if let (Some(from), Some(to)) = (from, to) {
+        histogram.observe(to.duration_since(from).as_secs_f64().max(0.0));
+    }
+}
+
+/// Counts the refreshes in a cache, whenever the metrics are read. Replicas
+/// that stand by have none to count.
+#[derive(Clone, Default)]
+pub struct Census(Arc<Mutex<Option<Store<MaterializedViewRefresh>>>>);
+
+impl Census {
+    /// Counts those in `refreshes` until what this returns is dropped.
+    pub fn of(&self, refreshes: Store<MaterializedViewRefresh>) -> Counted {
+        *self.lock() = Some(refreshes);
+        Counted(self.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Store<MaterializedViewRefresh>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a census when it is dropped.
+#[derive(Debug)]
+pub struct Counted(Census);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
+    }
+}
+
+impl std::fmt::Debug for Census {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Census")
+    }
+}
+
+impl Collector for Census {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(refreshes) = self.lock().clone() else {
+            return Ok(());
+        };
+        let mut counts: BTreeMap<At, i64> = BTreeMap::new();
+        for refresh in refreshes.state() {
+            let phase = refresh.status.as_ref().map_or(Phase::Queued, |s| s.phase);
+            let at = At {
+                phase: format!("{phase:?}"),
+                cluster: refresh.spec.cluster.clone(),
+            };
+            *counts.entry(at).or_default() += 1;
+        }
+        let mut metric = encoder.encode_descriptor(
+            "refreshes",
+            "Refreshes that have not ended, by phase",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (at, count) in &counts {
+            ConstGauge::new(*count).encode(metric.encode_family(at)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use kube::runtime::{reflector, watcher};
+
+    use super::*;
+    use crate::resources::{MaterializedViewRefreshSpec, MaterializedViewRefreshStatus, Progress};
+
+    fn refresh(name: &str, phase: Phase) -> MaterializedViewRefresh {
+        let at = |second| Some(Time(Timestamp::from_second(second).unwrap()));
+        let spec = MaterializedViewRefreshSpec::of(["v"]);
+        let mut refresh = MaterializedViewRefresh::new(name, spec);
+        refresh.metadata.creation_timestamp = at(100);
+        refresh.status = Some(MaterializedViewRefreshStatus {
+            phase,
+            start_time: at(107),
+            completion_time: phase.is_terminal().then(|| at(140)).flatten(),
+            progress: Some(Progress {
+                rows_written: 11,
+                bytes_written: 13,
+                ..Progress::default()
+            }),
+            ..Default::default()
+        });
+        refresh
+    }
+
+    #[test]
+    fn each_refresh_is_counted_once_with_how_long_it_waited_and_ran_and_what_it_wrote() {
+        let all = Metrics::default();
+        let metrics = ControllerMetrics::new(&all);
+        let [queued, running, ended] =
+            [Phase::Queued, Phase::Running, Phase::Succeeded].map(|phase| refresh("r", phase));
+        metrics.stepped(&queued, &running);
+        metrics.stepped(&running, &running);
+        metrics.stepped(&running, &ended);
+        let text = all.text().unwrap();
+        for line in [
+            r#"relance_refresh_queue_seconds_sum{cluster="default"} 7.0"#,
+            r#"relance_refresh_queue_seconds_count{cluster="default"} 1"#,
+            r#"relance_refresh_run_seconds_sum{cluster="default"} 33.0"#,
+            "relance_refresh_seconds_sum 40.0",
+            r#"relance_rows_written_total{cluster="default"} 11"#,
+            r#"relance_bytes_written_total{cluster="default"} 13"#,
+            r#"relance_refreshes_ended_total{phase="Succeeded",reason="",cluster="default"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_census_counts_what_a_cache_holds_for_as_long_as_this_replica_acts() {
+        let all = Metrics::default();
+        let metrics = ControllerMetrics::new(&all);
+        let (store, mut writer) = reflector::store();
+        for (name, phase) in [
+            ("a", Phase::Queued),
+            ("b", Phase::Queued),
+            ("c", Phase::Running),
+        ] {
+            writer.apply_watcher_event(&watcher::Event::Apply(refresh(name, phase)));
+        }
+        let counted = metrics.census.of(store);
+        let text = all.text().unwrap();
+        assert!(
+            text.contains(r#"relance_refreshes{phase="Queued",cluster="default"} 2"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"relance_refreshes{phase="Running",cluster="default"} 1"#),
+            "{text}"
+        );
+        drop(counted);
+        assert!(!all.text().unwrap().contains("relance_refreshes{"));
     }
 }

@@ -8,7 +8,7 @@
 //! | `Running`, no Job UID | the intent: its Job may or may not exist | the same with the UID: the Job was created, or found by its UID label · `Succeeded`: the view's history knows its commit · `Failed`: the API server refuses the Job |
 //! | `Running`, Job UID | its Job was seen | `Succeeded`: the Job or the history says so · `Failed`: the Job failed, and the history knows no commit · back to the intent: the Job is gone, and the history knows no commit · `Suspended`, `Cancelled`: the Job was deleted and is gone, and the history knows no commit |
 //! | `Suspended` | no Job of it exists, its claims are kept | `Queued`: no longer suspended · `Cancelled` |
-//! | `Succeeded`, `Failed`, `Cancelled` | final | deletion, once `ttlSecondsAfterFinished` is over |
+//! | `Succeeded`, `Failed`, `Cancelled` | final; no cache holds it any more ([`ended`]) | deletion, once `ttlSecondsAfterFinished` is over |
 //!
 //! # The protocol
 //!
@@ -27,6 +27,10 @@
 //! What the Job and its pods say is when to look for it; a worker's
 //! termination message stands in only where the history cannot be read.
 //!
+//! Of several replicas one acts ([`election`]); the others stand by, without a
+//! watch, until its lease ends. Whatever the one before left unfinished is what
+//! a dead operator leaves.
+//!
 //! Whose turn it is ([`queue`]) is decided by one pass at a time, from a
 //! fresh list of what runs; a turn that was given and is not yet written is
 //! kept in memory until it is.
@@ -35,8 +39,11 @@ mod admission;
 mod apply;
 mod cluster;
 mod context;
+pub mod election;
+mod ended;
+pub mod lease;
 mod look;
-mod metrics;
+pub mod metrics;
 pub mod queue;
 mod reconcile;
 pub mod refresh;
@@ -69,10 +76,10 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
 use crate::launch::state;
-use crate::resources::{MaterializedViewRefresh, RefreshCluster, names};
-use crate::telemetry::Metrics;
+use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster, names};
 use admission::Waker;
 use context::{Context, Known};
+use election::Election;
 use metrics::ControllerMetrics;
 
 /// What the controller needs to know.
@@ -86,6 +93,10 @@ pub struct ControllerConfig {
     pub catalog: SharedCatalog,
     /// Ends the controller when the pass at work is done.
     pub shutdown: CancellationToken,
+    /// What it counts and times.
+    pub metrics: ControllerMetrics,
+    /// Variables that every worker's environment has. No secrets.
+    pub worker_environment: Vec<(String, String)>,
 }
 
 /// Why the controller cannot start.
@@ -103,17 +114,45 @@ pub enum ControllerError {
     },
 }
 
-/// Runs the controller until `config.shutdown`.
-pub async fn run(
+/// Runs the controller until `config.shutdown`, whenever this replica is the
+/// one to act. It ceases at once when it is not: passes are broken off wherever
+/// they are, as by a death, and `client` sends no more writes.
+pub async fn lead(
     client: Client,
     config: ControllerConfig,
-    metrics: &Metrics,
+    mut election: Election,
 ) -> Result<(), ControllerError> {
+    loop {
+        tokio::select! {
+            () = config.shutdown.cancelled() => return Ok(()),
+            () = election.won() => {}
+        }
+        tracing::info!(
+            namespace = config.namespace,
+            "elected; the controller starts"
+        );
+        let fenced = election.leadership().fence(client.clone());
+        tokio::select! {
+            ended = run(fenced, config.clone()) => {
+                election.release().await;
+                return ended;
+            }
+            () = election.lost() => {
+                tracing::warn!("the lease is lost; the controller has stopped, and stands by");
+            }
+        }
+    }
+}
+
+/// Runs the controller until `config.shutdown`.
+async fn run(client: Client, config: ControllerConfig) -> Result<(), ControllerError> {
     let ControllerConfig {
         namespace,
         image,
         catalog,
         shutdown,
+        metrics,
+        worker_environment,
     } = config;
     let Some(id) = home_id(&client, &namespace, &shutdown).await? else {
         return Ok(());
@@ -124,6 +163,7 @@ pub async fn run(
         image,
         catalog: catalog.uri().to_string(),
         storage_options: catalog.options().clone(),
+        environment: worker_environment,
     };
     let (refreshes, refresh_writer) = reflector::store();
     let (clusters, cluster_writer) = reflector::store();
@@ -138,6 +178,7 @@ pub async fn run(
             instance: std::env::var("HOSTNAME").ok(),
         },
     );
+    let _counted = metrics.census.of(refreshes.clone());
     let known = Known {
         refreshes: refreshes.clone(),
         clusters: clusters.clone(),
@@ -151,11 +192,12 @@ pub async fn run(
         catalog,
         known,
         recorder,
-        ControllerMetrics::new(metrics),
+        metrics,
     ));
 
     // Each watch fills its cache before it tells the controllers.
-    let refresh_events = watch::<MaterializedViewRefresh>(&client, &namespace, None)
+    let active = watcher::Config::default().fields(&Phase::none_of(&Phase::TERMINAL));
+    let refresh_events = watch::<MaterializedViewRefresh>(&client, &namespace, active)
         .modify(|refresh| refresh.metadata.managed_fields = None)
         .reflect(refresh_writer)
         .inspect_ok({
@@ -168,7 +210,9 @@ pub async fn run(
             }
         })
         .applied_objects();
-    let cluster_events = watch::<RefreshCluster>(&client, &namespace, None)
+    let ended = watcher::Config::default().fields(&Phase::none_of(&Phase::ACTIVE));
+    let ended_events = watch::<MaterializedViewRefresh>(&client, &namespace, ended);
+    let cluster_events = watch::<RefreshCluster>(&client, &namespace, Default::default())
         .modify(|cluster| cluster.metadata.managed_fields = None)
         .reflect(cluster_writer)
         .inspect_ok({
@@ -178,11 +222,24 @@ pub async fn run(
         })
         .applied_objects()
         .predicate_filter(predicates::generation, Default::default());
-    let job_events = watch::<Job>(&client, &namespace, Some(&ours))
+    let ours = watcher::Config::default().labels(&ours);
+    let (late, came_late) = mpsc::unbounded_channel();
+    let job_events = watch::<Job>(&client, &namespace, ours.clone())
         .modify(state::trim_job)
         .reflect(job_writer)
+        .inspect_ok({
+            let refreshes = refreshes.clone();
+            move |event| {
+                if let Event::Apply(job) | Event::InitApply(job) = event
+                    && let Some(refresh) = runs_alone(job, &refreshes)
+                {
+                    // Nobody listens any more if the controller has gone.
+                    let _ = late.send(refresh);
+                }
+            }
+        })
         .touched_objects();
-    let pod_events = watch::<Pod>(&client, &namespace, Some(&ours))
+    let pod_events = watch::<Pod>(&client, &namespace, ours)
         .modify(state::trim_pod)
         .reflect(pod_writer)
         .touched_objects();
@@ -205,11 +262,17 @@ pub async fn run(
         .run(
             cluster::reconcile,
             cluster::after_error,
-            Arc::new((client, ctx)),
+            Arc::new((client, ctx.clone())),
         )
         .for_each(async |pass| told(pass));
     tracing::info!(namespace, "the controller runs");
-    futures::join!(refresh_controller, cluster_controller);
+    let ended = async {
+        tokio::select! {
+            () = ended::look_after(ctx, ended_events, came_late) => {}
+            () = shutdown.cancelled() => {}
+        }
+    };
+    futures::join!(refresh_controller, cluster_controller, ended);
     Ok(())
 }
 
@@ -243,18 +306,13 @@ async fn home_id(
 fn watch<K>(
     client: &Client,
     namespace: &str,
-    labels: Option<&str>,
+    config: watcher::Config,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send + use<K>
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
     K: Send + 'static,
     K::DynamicType: Default,
 {
-    let config = watcher::Config::default();
-    let config = match labels {
-        Some(labels) => config.labels(labels),
-        None => config,
-    };
     watcher(Api::namespaced(client.clone(), namespace), config).default_backoff()
 }
 
@@ -296,6 +354,21 @@ fn count_again(
         },
     )
     .flatten()
+}
+
+/// The name of the refresh of a Job that is under way although no refresh that
+/// has not ended is known of it: a create that was sent before an operator died
+/// may land late.
+fn runs_alone(job: &Job, active: &reflector::Store<MaterializedViewRefresh>) -> Option<String> {
+    let refresh = job.labels().get(names::REFRESH_LABEL)?;
+    let uid = job.labels().get(names::REFRESH_UID_LABEL)?;
+    let state = state::of(job, []);
+    if state.end.is_some() || state.deleting {
+        return None;
+    }
+    let known = active.get(&ObjectRef::new(refresh).within(&job.namespace()?));
+    let is_known = known.is_some_and(|known| known.uid().as_ref() == Some(uid));
+    (!is_known).then(|| refresh.clone())
 }
 
 fn told<T, E: std::error::Error, W: std::error::Error>(pass: Result<T, RuntimeError<E, W>>) {

@@ -1,22 +1,24 @@
 //! One pass over a refresh: ask [`decide`], do what it says, ask again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::runtime::controller::Action as Requeue;
 use thiserror::Error;
+use tracing::Instrument;
 
 use super::context::Context;
 use super::look;
 use super::refresh::{
-    Action, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, Write, decide,
+    Action, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, Step, Write, decide,
 };
 use super::{admission, apply};
 use crate::launch::{job, state};
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshClusterSpec, reasons};
+use crate::telemetry;
 
 /// More steps than any pass needs: a pass that takes more would never end.
 const MOST_STEPS: usize = 64;
@@ -35,28 +37,46 @@ pub enum PassError {
     Restless(String),
 }
 
-/// Takes a refresh as far as it goes now.
+/// Takes a refresh that has not ended as far as it goes now. Once it has, it
+/// is looked after elsewhere ([`super::ended`]).
 pub async fn reconcile(
     refresh: Arc<MaterializedViewRefresh>,
     ctx: Arc<Context>,
 ) -> Result<Requeue, PassError> {
+    let pause = pass(refresh, &ctx).await?;
+    Ok(pause.map_or_else(Requeue::await_change, Requeue::requeue))
+}
+
+/// One pass over a refresh; how long until the next one, at most.
+pub async fn pass(
+    refresh: Arc<MaterializedViewRefresh>,
+    ctx: &Arc<Context>,
+) -> Result<Option<Duration>, PassError> {
+    let span = telemetry::job_span(&refresh.name_any());
+    passed(refresh, ctx).instrument(span).await
+}
+
+async fn passed(
+    refresh: Arc<MaterializedViewRefresh>,
+    ctx: &Arc<Context>,
+) -> Result<Option<Duration>, PassError> {
     ctx.metrics.passes.inc();
     let uid = refresh.uid().unwrap_or_default();
     let refresh = ctx.newest(refresh);
-    let mut pass = Pass::new(&ctx, &refresh).await?;
-    let ended = pass.run(&ctx).await;
+    let mut pass = Pass::new(ctx, &refresh).await?;
+    let ended = pass.run(ctx).await;
     drop(pass);
-    let requeue = match ended? {
+    let pause = match ended? {
         End::Gone | End::Wait(Pause::ForChange) => {
             ctx.forget(&uid);
-            return Ok(Requeue::await_change());
+            return Ok(None);
         }
         End::Conflict => AFTER_CONFLICT,
-        End::Wait(Pause::BackOff) => return Ok(Requeue::requeue(ctx.put_off(&uid))),
+        End::Wait(Pause::BackOff) => return Ok(Some(ctx.put_off(&uid))),
         End::Wait(Pause::AtMost(pause)) => pause,
     };
     ctx.went_on(&uid);
-    Ok(Requeue::requeue(requeue))
+    Ok(Some(pause))
 }
 
 /// How long to wait after a pass that broke off.
@@ -65,10 +85,15 @@ pub fn after_error(
     error: &PassError,
     ctx: Arc<Context>,
 ) -> Requeue {
+    Requeue::requeue(broke_off(&refresh, error, &ctx))
+}
+
+/// Tells of a pass that broke off; how long to wait until the next.
+pub fn broke_off(refresh: &MaterializedViewRefresh, error: &PassError, ctx: &Context) -> Duration {
     ctx.metrics.errors.inc();
     let pause = ctx.put_off(&refresh.uid().unwrap_or_default());
-    tracing::warn!(refresh = refresh.name_any(), %error, ?pause, "a pass broke off");
-    Requeue::requeue(pause)
+    tracing::warn!(job_id = refresh.name_any(), %error, ?pause, "a pass broke off");
+    pause
 }
 
 enum End {
@@ -82,6 +107,7 @@ struct Pass<'a> {
     seen: Observed,
     cluster: Option<RefreshClusterSpec>,
     turn: Option<admission::Reservation<'a>>,
+    since: SystemTime,
 }
 
 impl<'a> Pass<'a> {
@@ -120,6 +146,7 @@ impl<'a> Pass<'a> {
             },
             cluster,
             turn: None,
+            since: SystemTime::now(),
         })
     }
 
@@ -196,9 +223,31 @@ impl<'a> Pass<'a> {
         match apply::status(ctx, &self.seen.refresh, write).await? {
             Some(written) => {
                 self.seen.refresh = written;
+                if let Some(step) = &write.step {
+                    self.trace(step);
+                }
                 Ok(None)
             }
             None => Ok(Some(End::Conflict)),
+        }
+    }
+
+    /// Adds a step to the refresh's trace: what led to it began with the pass,
+    /// or with the step before it.
+    fn trace(&mut self, step: &Step) {
+        let began = std::mem::replace(&mut self.since, SystemTime::now());
+        let origin = job::origin(&self.seen.refresh);
+        let span = match step.reason.as_str() {
+            reasons::JOB_CREATED => origin.launch(began),
+            _ => origin.step("reconcile", began),
+        };
+        if let Some(span) = span {
+            span.with("job_id", self.seen.refresh.name_any())
+                .with("view", self.seen.refresh.spec.view.join("$"))
+                .with("cluster", &self.seen.refresh.spec.cluster)
+                .with("phase", format!("{:?}", self.phase()))
+                .with("reason", &step.reason)
+                .end(self.phase() == Phase::Failed);
         }
     }
 
@@ -283,7 +332,7 @@ async fn delete_refresh(
         uid: refresh.uid(),
         resource_version: refresh.resource_version(),
     });
-    tracing::info!(refresh = refresh.name_any(), "its time to live is over");
+    tracing::info!("its time to live is over");
     gone_or(ctx.refreshes.delete(&refresh.name_any(), &params).await)
 }
 

@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 
 use crate::protocol::{self, Task, exit};
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names};
+use crate::telemetry::otlp;
+use crate::telemetry::trace::{self, Origin};
 
 /// Seconds for which a finished Job is kept at most: a net, should the
 /// operator be away for good. Its refresh takes it along when it goes.
@@ -43,6 +45,8 @@ pub struct Home {
     pub catalog: String,
     /// Options of the object store that are no secrets.
     pub storage_options: BTreeMap<String, String>,
+    /// Variables that every worker's environment has. No secrets.
+    pub environment: Vec<(String, String)>,
 }
 
 /// How many worker pods share the work of a refresh: what it asks for, else
@@ -226,6 +230,13 @@ fn template(
         let threads = task.intra_applier_concurrency.map(|n| n.to_string());
         let mut ours: Vec<(&str, Option<String>)> =
             vec![(protocol::TASK_ENV, serde_json::to_string(&task).ok())];
+        for (name, value) in &home.environment {
+            ours.push((name, Some(value.clone())));
+        }
+        if ours.iter().any(|(name, _)| *name == otlp::ENDPOINT_ENV) {
+            let context = origin(refresh).of_launch();
+            ours.push((trace::TRACEPARENT_ENV, Some(context.to_string())));
+        }
         if threads.is_some() {
             ours.extend(protocol::THREADS_ENV.map(|name| (name, threads.clone())));
         }
@@ -239,6 +250,14 @@ fn template(
         worker.termination_message_path = Some(protocol::TERMINATION_LOG.into());
     }
     Ok(template)
+}
+
+/// The trace that a refresh belongs to.
+pub fn origin(refresh: &MaterializedViewRefresh) -> Origin {
+    let uid = refresh.metadata.uid.as_deref().unwrap_or_default();
+    let annotations = refresh.metadata.annotations.as_ref();
+    let annotation = annotations.and_then(|a| a.get(names::TRACEPARENT));
+    Origin::of(uid, annotation.map(String::as_str))
 }
 
 /// Takes out of our template what the other one names again and a merge of
@@ -341,6 +360,7 @@ mod tests {
             image: "relance:1".into(),
             catalog: "dir:///tables".into(),
             storage_options: BTreeMap::from([("region".into(), "eu".into())]),
+            environment: Vec::new(),
         }
     }
 

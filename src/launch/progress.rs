@@ -102,6 +102,7 @@ mod tests {
     fn line(done: u64) -> String {
         let line = ProgressLine {
             relance: PROGRESS.into(),
+            job_id: "r".into(),
             units_done: done,
             units_total: 10,
             rows_written: 100 * done,

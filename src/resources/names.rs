@@ -29,8 +29,14 @@ pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "relance")
 /// too, so that a restore does not run history again.
 pub const RESTORE_STATUS: (&str, &str) = ("velero.io/restore-status", "true");
 
+/// Annotation: the W3C trace context of the request that made a refresh.
+pub const TRACEPARENT: &str = "relance.dev/traceparent";
+
 /// Field manager of what the controller writes.
 pub const CONTROLLER_MANAGER: &str = "relance-controller";
+
+/// Lease that the replicas of a controller share, unless they are told another.
+pub const CONTROLLER_LEASE: &str = "relance-controller";
 
 /// Field manager of what REST writes.
 pub const REST_MANAGER: &str = "relance-rest";

@@ -28,9 +28,23 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The phases that no further transition can follow.
+    pub const TERMINAL: [Phase; 3] = [Phase::Succeeded, Phase::Failed, Phase::Cancelled];
+
+    /// The others.
+    pub const ACTIVE: [Phase; 3] = [Phase::Queued, Phase::Running, Phase::Suspended];
+
+    /// A field selector of the refreshes that are in none of `phases`.
+    pub fn none_of(phases: &[Phase]) -> String {
+        let unequal = phases
+            .iter()
+            .map(|phase| format!("status.phase!={phase:?}"));
+        unequal.collect::<Vec<_>>().join(",")
+    }
+
     /// Whether no further transition can follow.
     pub fn is_terminal(self) -> bool {
-        matches!(self, Phase::Succeeded | Phase::Failed | Phase::Cancelled)
+        Phase::TERMINAL.contains(&self)
     }
 }
 

@@ -12,6 +12,7 @@ use super::Api;
 use super::body::JsonBody;
 use super::error::ApiError;
 use crate::resources::{MaterializedViewRefresh, Mode, Phase, names};
+use crate::telemetry;
 
 /// The `job_type` of a refresh.
 const JOB_TYPE: &str = "refresh_materialized_view";
@@ -28,6 +29,7 @@ pub async fn describe(
     if !names::is_refresh_name(job_id) {
         return Err(ApiError::JobNotFound(job_id.to_string()));
     }
+    telemetry::is_about(job_id);
     match api.store.get(job_id).await? {
         Some(refresh) => Ok(Json(description(&refresh))),
         None => Err(ApiError::JobNotFound(job_id.to_string())),

@@ -37,6 +37,7 @@ use axum::response::Response;
 use axum::routing::post;
 use kube::Client;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::catalog::SharedCatalog;
 use crate::telemetry::Metrics;
@@ -97,7 +98,7 @@ pub fn router(api: Arc<Api>) -> Router {
 /// leave a resource without its Secret, and a panic is one request's 500.
 async fn run_to_end(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     use axum::response::IntoResponse;
-    match api.tasks.spawn(next.run(request)).await {
+    match api.tasks.spawn(next.run(request).in_current_span()).await {
         Ok(response) => response,
         Err(error) => {
             tracing::error!(%error, "a request handler panicked");

@@ -10,15 +10,21 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
+use tracing::Instrument;
 
 use super::Api;
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, Metrics, trace};
 
 /// Counts and times requests.
 #[derive(Debug)]
 pub struct Requests {
     count: Family<Labels, Counter>,
-    seconds: Histogram,
+    seconds: Family<Route, Histogram>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Route {
+    route: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -32,9 +38,11 @@ impl Requests {
     pub fn register(metrics: &Metrics) -> Self {
         let this = Self {
             count: Family::default(),
-            seconds: Histogram::new([
-                0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-            ]),
+            seconds: Family::new_with_constructor(|| {
+                Histogram::new([
+                    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                ])
+            }),
         };
         let mut registry = metrics.registry();
         registry.register(
@@ -44,7 +52,7 @@ impl Requests {
         );
         registry.register(
             "rest_request_seconds",
-            "Time from a REST request to its answer",
+            "Time from a REST request to its answer, by route",
             this.seconds.clone(),
         );
         this
@@ -53,7 +61,11 @@ impl Requests {
 
 /// Logs and counts a request: its route and not its query or headers, which
 /// may hold credentials.
-pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+pub(super) async fn observe(
+    State(api): State<Arc<Api>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let started = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_string();
@@ -63,10 +75,34 @@ pub(super) async fn observe(State(api): State<Arc<Api>>, request: Request, next:
         .map_or("none", MatchedPath::as_str)
         .trim_end_matches('/')
         .to_string();
-    let response = next.run(request).await;
+    let caller = request.headers().get(trace::TRACEPARENT);
+    let caller = caller.and_then(|v| v.to_str().ok()?.parse::<trace::Context>().ok());
+    // Polls make no traces of their own.
+    let traced = match caller.is_some() || route.ends_with("/refresh") {
+        true => trace::begin(&format!("{method} {route}"), trace::Kind::Server, caller),
+        false => None,
+    };
+    if let Some(traced) = &traced {
+        request.extensions_mut().insert(traced.context());
+    }
+    // The handler says which refresh it is about, once it knows.
+    let span = telemetry::request_span();
+    let response = next.run(request).instrument(span.clone()).await;
+    let _logged_with = span.entered();
     let status = response.status().as_u16();
+    if let Some(traced) = traced {
+        traced
+            .with("http.route", &route)
+            .with("http.response.status_code", status)
+            .end(status >= 500);
+    }
     let seconds = started.elapsed().as_secs_f64();
-    api.requests.seconds.observe(seconds);
+    api.requests
+        .seconds
+        .get_or_create(&Route {
+            route: route.clone(),
+        })
+        .observe(seconds);
     api.requests
         .count
         .get_or_create(&Labels { route, status })

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
 use serde::Serialize;
 
 use super::body::JsonBody;
@@ -13,6 +13,7 @@ use super::id::PathId;
 use super::identity::Caller;
 use super::manifest::GenevaManifest;
 use super::{Api, fields, idempotency};
+use crate::telemetry::{self, trace};
 use crate::world;
 
 /// The spec's `RefreshMaterializedViewResponse`.
@@ -26,6 +27,7 @@ pub async fn refresh(
     State(api): State<Arc<Api>>,
     PathId(view): PathId,
     headers: HeaderMap,
+    trace: Option<Extension<trace::Context>>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<RefreshResponse>), ApiError> {
     let caller = Caller::of(&headers, &body)?;
@@ -43,6 +45,7 @@ pub async fn refresh(
         None => unnamed,
         Some(key) => {
             let name = idempotency::name(&api.store.salt().await?, &caller, &key);
+            telemetry::is_about(&name);
             spec = fields::spec(&name, &view, &body, checksum)?;
             if let Some(found) = api.store.get(&name).await? {
                 api.store.complete(&found, &spec, manifest.as_ref()).await?;
@@ -62,10 +65,10 @@ pub async fn refresh(
     }
     looked??;
     api.store
-        .create(&job_id, &spec, manifest.as_ref(), keyed)
+        .create(&job_id, &spec, manifest.as_ref(), keyed, trace.map(|t| t.0))
         .await?;
+    telemetry::is_about(&job_id);
     tracing::info!(
-        job_id,
         view = view.join("$"),
         cluster = spec.cluster,
         "refresh accepted"

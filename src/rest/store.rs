@@ -29,6 +29,7 @@ use super::manifest::GenevaManifest;
 use crate::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshSpec, RefreshCluster, names,
 };
+use crate::telemetry::trace;
 
 /// How long one answer of the Kubernetes API may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -91,8 +92,9 @@ impl Store {
         spec: &MaterializedViewRefreshSpec,
         manifest: Option<&GenevaManifest>,
         shared: bool,
+        trace: Option<trace::Context>,
     ) -> Result<(), ApiError> {
-        let refresh = self.create_refresh(name, spec).await?;
+        let refresh = self.create_refresh(name, spec, trace).await?;
         let done = self.complete(&refresh, spec, manifest).await;
         // A shared one may be another request's, who was told 202: a retry
         // adds the Secret, or the controller ends it.
@@ -135,12 +137,18 @@ impl Store {
         &self,
         name: &str,
         spec: &MaterializedViewRefreshSpec,
+        trace: Option<trace::Context>,
     ) -> Result<MaterializedViewRefresh, ApiError> {
         let mut refresh = MaterializedViewRefresh::new(name, spec.clone());
         let (annotation, value) = names::RESTORE_STATUS;
         refresh
             .annotations_mut()
             .insert(annotation.to_string(), value.to_string());
+        if let Some(trace) = trace {
+            refresh
+                .annotations_mut()
+                .insert(names::TRACEPARENT.to_string(), trace.to_string());
+        }
         let post = PostParams {
             field_manager: Some(names::REST_MANAGER.to_string()),
             ..Default::default()
@@ -210,7 +218,7 @@ impl Store {
             ..Default::default()
         };
         if let Err(error) = in_time(self.refreshes.delete(&refresh.name_any(), &this_one)).await {
-            tracing::warn!(refresh = refresh.name_any(), %error, "a refresh without its manifest could not be taken back");
+            tracing::warn!(job_id = refresh.name_any(), %error, "a refresh without its manifest could not be taken back");
         }
     }
 

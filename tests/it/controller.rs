@@ -77,8 +77,8 @@ async fn an_applied_refresh_runs_to_its_end_and_reads_well() {
 
     let metrics = operator.metrics().await;
     for line in [
-        r#"relance_refreshes_ended_total{phase="Succeeded",reason="Refreshed"} 3"#,
-        r#"relance_refreshes_ended_total{phase="Succeeded",reason="UpToDate"} 1"#,
+        r#"relance_refreshes_ended_total{phase="Succeeded",reason="Refreshed",cluster="default"} 3"#,
+        r#"relance_refreshes_ended_total{phase="Succeeded",reason="UpToDate",cluster="default"} 1"#,
         "relance_controller_launches_total 3",
         "relance_refresh_seconds_count 4",
     ] {

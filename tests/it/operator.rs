@@ -35,6 +35,9 @@ pub fn needed(variable: &str) -> String {
     })
 }
 
+/// One that is killed often is followed soon.
+const KILLED_OFTEN: &[&str] = &["--lease-seconds", "3"];
+
 /// See the module.
 pub struct Operator {
     pub space: Space,
@@ -72,10 +75,7 @@ impl Operator {
         // Pods cannot enter the folders above the claim's.
         let tables = PathBuf::from(format!("/var/tmp/relance-{}", space.namespace));
         std::os::unix::fs::symlink(folder.trim(), &tables).unwrap();
-        let [api, health] = [(), ()].map(|()| {
-            let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            socket.local_addr().unwrap().to_string()
-        });
+        let [api, health] = [free_address(), free_address()];
         let operator = Operator {
             jobs: Api::namespaced(space.client.clone(), &space.namespace),
             space,
@@ -133,7 +133,13 @@ impl Operator {
 
     /// Starts the process and waits until it is ready.
     pub async fn start(&mut self) {
-        self.spawn();
+        self.start_with(&[]).await;
+    }
+
+    /// The same with more in the process's environment.
+    pub async fn start_with(&mut self, environment: &[(&str, &str)]) {
+        let address = self.url.trim_start_matches("http://");
+        self.process = Some(self.run(address, &self.health, KILLED_OFTEN, environment));
         let url = format!("http://{}/readyz", self.health);
         let start = Instant::now();
         while reqwest::get(&url).await.map(|a| a.status().as_u16()).ok() != Some(200) {
@@ -145,15 +151,36 @@ impl Operator {
     /// Starts the process.
     pub fn spawn(&mut self) {
         let address = self.url.trim_start_matches("http://");
-        self.process = Some(self.process(address, &self.health));
+        self.process = Some(self.run(address, &self.health, KILLED_OFTEN, &[]));
     }
 
-    /// Another process beside it, which nobody should run.
+    /// Another process beside it, which nobody should run: one that does not
+    /// share the first one's Lease.
     pub fn second(&self) -> Second {
-        Second(self.process("127.0.0.1:0", "127.0.0.1:0"))
+        self.beside(&["--lease", "by-accident"])
     }
 
-    fn process(&self, listen: &str, health: &str) -> Child {
+    /// Another replica of it.
+    pub fn replica(&self, arguments: &[&str]) -> Second {
+        self.beside(arguments)
+    }
+
+    fn beside(&self, arguments: &[&str]) -> Second {
+        let [api, health] = [free_address(), free_address()];
+        Second {
+            process: self.run(&api, &health, arguments, &[]),
+            url: format!("http://{api}"),
+            health,
+        }
+    }
+
+    fn run(
+        &self,
+        listen: &str,
+        health: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Child {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -165,12 +192,20 @@ impl Operator {
             .args(["--catalog", &self.catalog()])
             .args(["--listen", listen])
             .args(["--health-listen", health])
+            .args(arguments)
             .env("KUBECONFIG", kubeconfig())
             .env_remove("RUST_LOG")
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap()
+    }
+
+    /// What the process has logged so far.
+    pub fn log_lines(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.log()).unwrap();
+        log.lines().map(String::from).collect()
     }
 
     fn log(&self) -> PathBuf {
@@ -339,13 +374,74 @@ impl Operator {
     }
 }
 
+fn free_address() -> String {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.local_addr().unwrap().to_string()
+}
+
 /// A second process, which ends with the test.
-pub struct Second(Child);
+pub struct Second {
+    process: Child,
+    pub url: String,
+    health: String,
+}
+
+impl Second {
+    /// Whether it is the replica that acts, by its own word; false if it does not answer.
+    pub async fn leads(&self) -> bool {
+        let url = format!("http://{}/metrics", self.health);
+        match reqwest::Client::new()
+            .get(url)
+            .timeout(Duration::from_millis(500))
+            .send()
+            .await
+        {
+            Ok(answer) => {
+                let text = answer.text().await.unwrap_or_default();
+                text.contains("\nrelance_controller_leader 1\n")
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Waits until it acts; how long that took.
+    pub async fn elected(&self) -> Duration {
+        let start = Instant::now();
+        while !self.leads().await {
+            assert!(start.elapsed() < PATIENCE, "not elected");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        start.elapsed()
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.process.id().to_string();
+        let sent = Command::new("kill")
+            .args([&format!("-{signal}"), &pid])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn end(mut self) {
+        self.signal("TERM");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                assert_eq!(status.code(), Some(0));
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
 
 impl Drop for Second {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

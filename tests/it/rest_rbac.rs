@@ -142,8 +142,9 @@ async fn the_installed_role_has_no_verb_too_many() {
     let mut tried = 0;
     for (index, rule) in rules.iter().enumerate() {
         for verb in &rule.verbs {
-            // Taking back needs it; the test above shows that.
-            if verb == "delete" {
+            // Taking back needs the one, the test above shows that; the
+            // admission policy asks for the other, and is not installed here.
+            if verb == "delete" || verb == "use" {
                 continue;
             }
             let mut fewer = rules.clone();

@@ -47,6 +47,9 @@ spec:
       env:
         - {name: RELANCE_CATALOG, value: {{ $values.catalog | quote }}}
         - {name: RELANCE_WORKER_IMAGE, value: {{ $values.image | quote }}}
+        {{- with $values.tracing.endpoint }}
+        - {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+        {{- end }}
         - {name: RELANCE_LOG_FORMAT, value: {{ $values.logFormat }}}
         {{- with $values.storageOptions }}
         {{- $options := list }}
@@ -112,8 +115,17 @@ spec:
   tolerations:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- with $values.affinity }}
   affinity:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- if $values.affinity }}
+    {{- toYaml $values.affinity | nindent 4 }}
+    {{- else }}
+    podAntiAffinity:
+      preferredDuringSchedulingIgnoredDuringExecution:
+        - weight: 100
+          podAffinityTerm:
+            topologyKey: kubernetes.io/hostname
+            labelSelector:
+              matchLabels:
+                {{- include "relance.selector" . | nindent 16 }}
+    {{- end }}
 {{- end }}

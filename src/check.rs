@@ -1,0 +1,76 @@
+//! `relance check`: whether a REST API answers, and reaches its Kubernetes API.
+
+use axum::http::{Method, Request, StatusCode, Uri};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+/// A name that nobody gives to a refresh.
+const NOBODY: &str = "relance-check";
+
+/// Why the check failed.
+#[derive(Debug, Error)]
+pub enum CheckError {
+    /// The URL is none.
+    #[error("'{0}' is no URL of an HTTP server; give one such as http://relance:2333")]
+    Url(String),
+    /// No answer came.
+    #[error("{url} does not answer: {why}; look at the Service and at the pods behind it")]
+    NoAnswer {
+        /// Where it was asked.
+        url: String,
+        /// The client's words.
+        why: kube::Error,
+    },
+    /// Something else answered, or the API could not do its work.
+    #[error("{url} answers {status} where a refresh that is not there should be 404: {said}")]
+    Wrong {
+        /// Where it was asked.
+        url: String,
+        /// The status.
+        status: StatusCode,
+        /// What it said.
+        said: String,
+    },
+}
+
+/// Asks for a refresh that is not there. To say so, REST must have asked the
+/// Kubernetes API, with the rights that it has.
+pub async fn check(url: &str) -> Result<(), CheckError> {
+    let not_a_url = || CheckError::Url(url.to_string());
+    let uri: Uri = url.parse().map_err(|_| not_a_url())?;
+    if uri.scheme().is_none() || uri.host().is_none() {
+        return Err(not_a_url());
+    }
+    let no_answer = |why| CheckError::NoAnswer {
+        url: url.to_string(),
+        why,
+    };
+    let mut config = Config::new(uri);
+    config.default_retry = false;
+    let client = Client::try_from(config).map_err(no_answer)?;
+    let body = json!({ "job_id": NOBODY }).to_string();
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/v1/jobs/describe")
+        .header("content-type", "application/json")
+        .body(body.into_bytes().into())
+        .map_err(|_| not_a_url())?;
+    let answer = client.send(request).await.map_err(no_answer)?;
+    let status = answer.status();
+    let said = answer
+        .into_body()
+        .collect_bytes()
+        .await
+        .map_err(no_answer)?;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let error: Value = serde_json::from_str(&said).unwrap_or_default();
+    if status != StatusCode::NOT_FOUND || !error["code"].is_u64() {
+        return Err(CheckError::Wrong {
+            url: url.to_string(),
+            status,
+            said,
+        });
+    }
+    Ok(())
+}
