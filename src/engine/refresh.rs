@@ -269,7 +269,7 @@ impl Run<'_> {
         let standing = work.standing(table);
         let ledgers = ledgers.of(&standing).await?;
         let read_version = ledgers.iter().map(|l| l.read_version).min();
-        let source_version = ledgers.iter().map(|l| l.outcome.source_version).min();
+        let since = work.since(ledgers.iter().map(|l| &l.outcome));
         let mut committed: Vec<Claim> = ledgers
             .iter()
             .flat_map(|ledger| &ledger.claims)
@@ -297,9 +297,7 @@ impl Run<'_> {
             }
         }
         let mut now = judge(&work.inputs, &standing, &merged, &committed, &staged);
-        if let Some(since) = source_version
-            && !(now.missing.is_empty() && now.added.is_empty())
-        {
+        if !(now.missing.is_empty() && now.added.is_empty()) {
             let kept: HashSet<Fingerprint> = now.kept.iter().map(Claim::id).collect();
             let unmatched: Vec<Claim> = committed
                 .iter()
@@ -307,7 +305,7 @@ impl Run<'_> {
                 .cloned()
                 .collect();
             if !unmatched.is_empty() {
-                let moved = carry::over_source(&unmatched, work.moves(since).await?);
+                let moved = carry::over_source(&unmatched, work.moves(&since).await?);
                 committed.extend(moved.iter().cloned());
                 carried.extend(moved);
                 now = judge(&work.inputs, &standing, &merged, &committed, &staged);

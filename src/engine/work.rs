@@ -234,51 +234,91 @@ impl Work {
         Standing::new(table.fragments(), &self.columns(table))
     }
 
-    /// How the source was compacted after version `since`. Nothing where that
-    /// changes what the view's rows are: where it holds row ids that are
+    /// The oldest version of each source that one of `outcomes` speaks of.
+    pub fn since<'a>(&self, outcomes: impl Iterator<Item = &'a Outcome> + Clone) -> Vec<u64> {
+        let since = self.source_versions().map(|(name, now)| {
+            let version = |outcome: &Outcome| match outcome.source_versions.is_empty() {
+                true => Some(outcome.source_version),
+                false => outcome.source_versions.get(&name).copied(),
+            };
+            outcomes.clone().filter_map(version).min().unwrap_or(now)
+        });
+        since.collect()
+    }
+
+    /// How the sources were compacted after the versions `since`. Nothing where
+    /// that changes what the view's rows are: where it holds row ids that are
     /// addresses, or takes the first rows.
-    pub async fn moves(&self, since: u64) -> Result<&[Move<Fingerprint>]> {
+    pub async fn moves(&self, since: &[u64]) -> Result<&[Move<Fingerprint>]> {
         let moves = self.moves.get_or_try_init(|| async {
             let mut found = Vec::new();
-            let ([source], Pieces::OfSource { reads, .. }, Planned::Sql(planned)) = (
-                self.bench.sources.as_slice(),
-                &self.pieces,
-                &*self.bench.planned,
-            ) else {
-                return Ok(found);
-            };
-            if !reads.survives_moving() || matches!(planned.shape(), Shape::Limited(_)) {
-                return Ok(found);
-            }
-            let versions = since + 1..=source.version().version;
-            for group in carry::rewrites(source, versions).await? {
-                // A column that was dropped when the group was compacted, and
-                // is there again, has other values now.
-                let held: Vec<_> = group.new.iter().map(|f| reads.held(f)).collect();
-                let lost = |old: &Fragment| {
-                    let before = reads.held(old);
-                    held.iter().any(|after| !before.is_subset(after))
-                };
-                if group.old.iter().any(lost) {
-                    continue;
+            match (&self.pieces, &*self.bench.planned) {
+                (Pieces::OfSource { reads, .. }, Planned::Sql(planned))
+                    if !matches!(planned.shape(), Shape::Limited(_)) =>
+                {
+                    found.extend(self.moves_of(0, reads, since, None).await?);
                 }
-                let old = unit::pieces(source, reads, &group.old).await;
-                let new = unit::pieces(source, reads, &group.new).await;
-                match (old, new) {
-                    (Ok(old), Ok(new)) => found.push(Move {
-                        old: old.into_iter().map(|piece| piece.fingerprint).collect(),
-                        new: new.into_iter().map(|piece| piece.fingerprint).collect(),
-                    }),
-                    // What was deleted before the compaction was cleaned up.
-                    (Err(error), _) | (_, Err(error)) if is_missing(&error) => {}
-                    (Err(error), _) | (_, Err(error)) => {
-                        return Err(storage("the deletion files of the source table", error));
+                (Pieces::OfBranches(_), Planned::General(general)) => {
+                    for branch in general.branches() {
+                        if let Some(probe) = &branch.probe {
+                            let (at, besides) = (probe.source, Some(&branch.besides));
+                            found.extend(self.moves_of(at, &probe.reads, since, besides).await?);
+                        }
                     }
                 }
+                _ => {}
             }
             Ok(found)
         });
         moves.await.map(Vec::as_slice)
+    }
+
+    /// How source `at` was compacted, of which the view reads what `reads`
+    /// says, and something `besides`.
+    async fn moves_of(
+        &self,
+        at: usize,
+        reads: &Reads,
+        since: &[u64],
+        besides: Option<&Fingerprint>,
+    ) -> Result<Vec<Move<Fingerprint>>> {
+        let mut found = Vec::new();
+        let (Some(source), Some(since)) = (self.bench.sources.get(at), since.get(at)) else {
+            return Ok(found);
+        };
+        if !reads.survives_moving() {
+            return Ok(found);
+        }
+        let fingerprint = |piece: Piece| match besides {
+            Some(besides) => Fingerprint::of_all([&piece.fingerprint, besides]),
+            None => piece.fingerprint,
+        };
+        for group in carry::rewrites(source, since + 1..=source.version().version).await? {
+            // A column that was dropped when the group was compacted, and
+            // is there again, has other values now.
+            let held: Vec<_> = group.new.iter().map(|f| reads.held(f)).collect();
+            let lost = |old: &Fragment| {
+                let before = reads.held(old);
+                held.iter().any(|after| !before.is_subset(after))
+            };
+            if group.old.iter().any(lost) {
+                continue;
+            }
+            let old = unit::pieces(source, reads, &group.old).await;
+            let new = unit::pieces(source, reads, &group.new).await;
+            match (old, new) {
+                (Ok(old), Ok(new)) => found.push(Move {
+                    old: old.into_iter().map(fingerprint).collect(),
+                    new: new.into_iter().map(fingerprint).collect(),
+                }),
+                // What was deleted before the compaction was cleaned up.
+                (Err(error), _) | (_, Err(error)) if is_missing(&error) => {}
+                (Err(error), _) | (_, Err(error)) => {
+                    return Err(storage("the deletion files of the source table", error));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Cuts the inputs that are `missing` into units.

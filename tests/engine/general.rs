@@ -397,6 +397,28 @@ async fn every_query_gives_its_rows_and_does_nothing_the_second_time() {
 }
 
 #[tokio::test]
+async fn a_compaction_of_the_table_that_a_query_is_cut_by_costs_nothing() {
+    for stable_row_ids in [false, true] {
+        let world = World::new(stable_row_ids).await;
+        let cases: Vec<&Case> = CASES.iter().filter(|case| case.by_orders).collect();
+        for (at, case) in cases.iter().enumerate() {
+            let name = format!("v{at}");
+            world.create_view(&name, case.sql).await;
+            world.check(&name, case, "at first").await;
+        }
+        let mut orders = world.db.open("orders").await;
+        let metrics = compact_files(&mut orders, CompactionOptions::default(), None).await;
+        assert_eq!(metrics.unwrap().fragments_removed, 3);
+        for (at, case) in cases.iter().enumerate() {
+            let name = format!("v{at}");
+            let after = world.check(&name, case, "after a compaction").await;
+            let wrote = (after.mode, after.bytes_written);
+            assert_eq!(wrote, (Mode::NoOp, 0), "{}", case.name);
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_query_stays_right_through_random_changes() {
     random_changes(false).await;
 }

@@ -98,7 +98,7 @@ pub async fn choose(
         let (found, since) = committed(objects).await?;
         let rest = chosen.take(found);
         if let (Some(since), false) = (since, chosen.is_complete()) {
-            let moves = work.moves(since).await?;
+            let moves = work.moves(&[since]).await?;
             let claims: Vec<Claim> = rest.into_iter().map(as_claim).collect();
             let carried = carry::over_source(&claims, moves);
             chosen.take(carried.into_iter().map(of_claim).collect());
