@@ -8,8 +8,7 @@ use thiserror::Error;
 use crate::engine::catalog::Catalog;
 use crate::engine::error::EngineError;
 use crate::engine::view::{self, ViewInfo};
-use crate::resources::MaterializedViewRefreshSpec;
-use crate::resources::reasons;
+use crate::resources::{MaterializedViewRefreshSpec, RefreshClusterSpec, reasons};
 
 /// What the world says against a refresh.
 #[derive(Debug, Error)]
@@ -25,6 +24,24 @@ pub enum WorldError {
         /// What there is.
         known: Vec<String>,
     },
+    /// The cluster's policy allows no Geneva manifest that a refresh brings along.
+    #[error(
+        "RefreshCluster '{cluster}' allows no refresh to bring a Geneva manifest (spec.policy.inlineManifests is false); leave the manifest out, or use another cluster"
+    )]
+    ManifestNotAllowed {
+        /// The cluster.
+        cluster: String,
+    },
+    /// A Geneva manifest names an image that the cluster's policy does not list.
+    #[error(
+        "the Geneva manifest names image '{image}', which is not among spec.policy.images of RefreshCluster '{cluster}'; name one that is, or use another cluster"
+    )]
+    ImageNotAllowed {
+        /// The cluster.
+        cluster: String,
+        /// The image.
+        image: String,
+    },
 }
 
 impl WorldError {
@@ -33,6 +50,8 @@ impl WorldError {
         match self {
             WorldError::View(error) => error.reason(),
             WorldError::UnknownCluster { .. } => reasons::CLUSTER_NOT_FOUND,
+            WorldError::ManifestNotAllowed { .. } => reasons::MANIFEST_NOT_ALLOWED,
+            WorldError::ImageNotAllowed { .. } => reasons::IMAGE_NOT_ALLOWED,
         }
     }
 
@@ -40,7 +59,7 @@ impl WorldError {
     pub fn retryable(&self) -> bool {
         match self {
             WorldError::View(error) => error.retryable(),
-            WorldError::UnknownCluster { .. } => false,
+            _ => false,
         }
     }
 }
@@ -94,4 +113,38 @@ pub fn cluster<'a, C>(
         name: name.to_string(),
         known: names,
     })
+}
+
+/// Whether a refresh through a cluster may bring a Geneva manifest that names these images.
+pub fn may_bring_manifest<'a>(
+    name: &str,
+    cluster: &RefreshClusterSpec,
+    images: impl IntoIterator<Item = &'a str>,
+) -> Result<(), WorldError> {
+    let policy = cluster.policy();
+    if !policy.inline_manifests {
+        return Err(WorldError::ManifestNotAllowed {
+            cluster: name.to_string(),
+        });
+    }
+    match images.into_iter().find(|image| !policy.allows_image(image)) {
+        Some(image) => Err(WorldError::ImageNotAllowed {
+            cluster: name.to_string(),
+            image: image.to_string(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The images that a Geneva manifest names; none of one that cannot be read,
+/// which whoever runs it refuses.
+pub fn images_of_manifest(json: &[u8]) -> Vec<String> {
+    let manifest: serde_json::Value = serde_json::from_slice(json).unwrap_or_default();
+    let images = ["head_image", "worker_image"].map(|field| manifest[field].as_str());
+    images
+        .into_iter()
+        .flatten()
+        .filter(|image| !image.is_empty())
+        .map(String::from)
+        .collect()
 }

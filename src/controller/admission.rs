@@ -6,7 +6,7 @@
 //! got it ends: by then it is in a status, or was not used.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kube::api::ListParams;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -14,8 +14,9 @@ use kube::{Resource, ResourceExt};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::context::Context;
-use super::queue::{self, Place};
+use super::queue::{self, Gate, Place};
 use super::refresh::{Turn, World};
+use super::targets::Targets;
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster};
 
 /// A turn that was given, kept until this is dropped.
@@ -46,12 +47,12 @@ pub async fn turn<'a>(
     let Some(me) = Place::of(&me) else {
         return Ok((Turn::Behind("It neither runs nor waits".into()), None));
     };
-    let limits = limits(&ctx.known.clusters);
+    let gates = gates(&ctx.known.clusters, &ctx.targets);
     let beside_me = || {
         let known = ctx.known.refreshes.state().into_iter();
         known.filter_map(|other| Place::beside(&other, &refresh.spec.view, &me.uri))
     };
-    let early = queue::turn(&me, &beside_me().collect::<Vec<_>>(), &limits);
+    let early = queue::turn(&me, &beside_me().collect::<Vec<_>>(), &gates);
     if early != Turn::Now {
         return Ok((early, None));
     }
@@ -62,7 +63,7 @@ pub async fn turn<'a>(
     let mut others: Vec<Place> = running.iter().filter_map(Place::of).collect();
     others.extend(ctx.reserved().values().cloned());
     others.extend(beside_me().filter(|place| !place.running));
-    let turn = queue::turn(&me, &others, &limits);
+    let turn = queue::turn(&me, &others, &gates);
     if turn != Turn::Now {
         return Ok((turn, None));
     }
@@ -82,19 +83,23 @@ fn places(refreshes: &Store<MaterializedViewRefresh>) -> Vec<Place> {
     refreshes.iter().filter_map(|r| Place::of(r)).collect()
 }
 
-fn limits(clusters: &Store<RefreshCluster>) -> BTreeMap<String, i32> {
+fn gates(clusters: &Store<RefreshCluster>, targets: &Targets) -> BTreeMap<String, Gate> {
     let clusters = clusters.state();
     let limits = clusters.iter().map(|cluster| {
         let limit = cluster.spec.max_active_refreshes;
-        (cluster.name_any(), limit)
+        (cluster.name_any(), Gate::Limit(limit))
     });
-    limits.collect()
+    let closed = targets.closed().into_iter();
+    limits
+        .chain(closed.map(|(name, why)| (name, Gate::Closed(why))))
+        .collect()
 }
 
 /// Wakes those whose turn may have come, when another's place has changed.
 pub struct Waker {
     refreshes: Store<MaterializedViewRefresh>,
     clusters: Store<RefreshCluster>,
+    targets: Arc<Targets>,
     places: Mutex<HashMap<String, Place>>,
     wake: UnboundedSender<ObjectRef<MaterializedViewRefresh>>,
 }
@@ -104,11 +109,13 @@ impl Waker {
     pub fn new(
         refreshes: Store<MaterializedViewRefresh>,
         clusters: Store<RefreshCluster>,
+        targets: Arc<Targets>,
         wake: UnboundedSender<ObjectRef<MaterializedViewRefresh>>,
     ) -> Self {
         Self {
             refreshes,
             clusters,
+            targets,
             places: Mutex::default(),
             wake,
         }
@@ -134,8 +141,8 @@ impl Waker {
     /// Wakes all whose turn it would be.
     pub fn wake_next(&self) {
         let all = places(&self.refreshes);
-        let limits = limits(&self.clusters);
-        let next = queue::next(&all, &limits);
+        let gates = gates(&self.clusters, &self.targets);
+        let next = queue::next(&all, &gates);
         for refresh in self.refreshes.state() {
             if refresh
                 .meta()

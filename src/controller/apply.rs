@@ -77,6 +77,63 @@ async fn marked(
     Ok(unless_changed(written)?.map(|written| written.metadata.resource_version))
 }
 
+/// Adds the finalizer that holds a refresh for its Job in another cluster;
+/// returns the resource as it is then, or None if it has changed since.
+pub async fn hold(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+) -> Result<Option<MaterializedViewRefresh>, kube::Error> {
+    let mut finalizers = refresh.metadata.finalizers.clone().unwrap_or_default();
+    finalizers.push(names::REMOTE_FINALIZER.to_string());
+    finalized(ctx, refresh, finalizers).await
+}
+
+/// Takes it away again and tells the step; as [`hold`], and None also if the
+/// resource went with its last finalizer.
+pub async fn release(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+    step: Option<&Step>,
+) -> Result<Option<MaterializedViewRefresh>, kube::Error> {
+    let mut finalizers = refresh.metadata.finalizers.clone().unwrap_or_default();
+    finalizers.retain(|held| held != names::REMOTE_FINALIZER);
+    let released = finalized(ctx, refresh, finalizers).await?;
+    if let (Some(step), Some(_)) = (step, &released) {
+        tracing::warn!(
+            reason = step.reason,
+            "{}",
+            step.message
+        );
+        tell(ctx, refresh, step);
+    }
+    Ok(released)
+}
+
+async fn finalized(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+    finalizers: Vec<String>,
+) -> Result<Option<MaterializedViewRefresh>, kube::Error> {
+    let patch = Patch::Merge(json!({
+        "metadata": {
+            "resourceVersion": refresh.metadata.resource_version,
+            "finalizers": finalizers,
+        },
+    }));
+    let params = PatchParams {
+        field_manager: Some(names::CONTROLLER_MANAGER.to_string()),
+        ..PatchParams::default()
+    };
+    let name = refresh.name_any();
+    let written = ctx.refreshes.patch(&name, &params, &patch).await;
+    let Some(mut written) = unless_changed(written)? else {
+        return Ok(None);
+    };
+    written.metadata.managed_fields = None;
+    ctx.wrote(&written);
+    Ok(Some(written))
+}
+
 /// None where the resource is not what was looked at any more.
 fn unless_changed<T>(written: Result<T, kube::Error>) -> Result<Option<T>, kube::Error> {
     match written {

@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use kube::api::PostParams;
 use kube::runtime::controller::Action as Requeue;
 use kube::runtime::reflector::Store;
-use kube::{Client, ResourceExt};
 
+use super::admission::Waker;
 use super::apply;
 use super::context::Context;
 use super::reconcile::PassError;
+use super::targets::Reach;
 use crate::launch::job;
+use crate::launch::target::{Target, TargetError};
 use crate::resources::reasons::{self, condition};
 use crate::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshSpec, Phase, RefreshCluster,
@@ -24,57 +27,140 @@ use crate::resources::{
 /// How often a cluster is looked at though nothing of it has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
+/// How often another cluster is, and one that is not ready.
+const LOOK_SOON: Duration = Duration::from_secs(20);
+const NOT_READY: Duration = Duration::from_secs(5);
+
+/// What the passes over RefreshClusters share.
+pub struct ClusterContext {
+    /// What passes over refreshes share too.
+    pub passes: Arc<Context>,
+    /// Woken when a cluster can be reached again.
+    pub waker: Arc<Waker>,
+}
+
+/// What a look at a cluster gave.
+struct Seen {
+    status: &'static str,
+    reason: &'static str,
+    message: String,
+    /// The API server's version, if it answered.
+    version: Option<String>,
+}
+
+impl Seen {
+    fn new(status: &'static str, reason: &'static str, message: impl Into<String>) -> Seen {
+        Seen {
+            status,
+            reason,
+            message: message.into(),
+            version: None,
+        }
+    }
+}
+
 /// Looks at a cluster and writes its status.
 pub async fn reconcile(
     cluster: Arc<RefreshCluster>,
-    ctx: Arc<(Client, Arc<Context>)>,
+    shared: Arc<ClusterContext>,
 ) -> Result<Requeue, PassError> {
-    let (client, ctx) = (&ctx.0, &ctx.1);
+    let ctx = &shared.passes;
+    let name = cluster.name_any();
     let before = cluster.status.clone().unwrap_or_default();
-    let (active, queued) = count(&ctx.known.refreshes, &cluster.name_any());
-    let (ready, server_version) = match client.apiserver_version().await {
-        Ok(version) => (judge(ctx, &cluster).await?, Some(version.git_version)),
-        Err(error) => (
-            (
-                "Unknown",
-                reasons::CLUSTER_UNREACHABLE,
-                format!("the API server does not answer: {error}"),
-            ),
-            before.server_version.clone(),
-        ),
-    };
-    let (status, reason, message) = ready;
+    let was_closed = ctx.targets.closed().contains_key(&name);
+    let (active, queued) = count(&ctx.known.refreshes, &name);
+    let seen = look(ctx, &cluster).await?;
+    if was_closed && !ctx.targets.closed().contains_key(&name) {
+        shared.waker.wake_next();
+    }
     let old = before
         .conditions
         .iter()
         .find(|c| c.type_ == condition::READY);
-    let since = old.filter(|c| c.status == status);
+    let since = old.filter(|c| c.status == seen.status);
     let since = since.map(|c| c.last_transition_time.clone());
+    let contact = seen.version.is_some().then(|| Time(Timestamp::now()));
     let status = RefreshClusterStatus {
         conditions: vec![Condition {
             type_: condition::READY.to_string(),
-            status: status.to_string(),
-            reason: reason.to_string(),
-            message,
+            status: seen.status.to_string(),
+            reason: seen.reason.to_string(),
+            message: seen.message,
             observed_generation: cluster.metadata.generation,
             last_transition_time: since.unwrap_or_else(|| Time(Timestamp::now())),
         }],
         observed_generation: cluster.metadata.generation,
-        server_version,
+        server_version: seen.version.or(before.server_version.clone()),
+        last_contact_time: contact.or(before.last_contact_time.clone()),
         active,
         queued,
     };
-    if status != before {
+    if is_news(&before, &status) {
         apply::cluster_status(ctx, &cluster, &status).await?;
     }
-    Ok(Requeue::requeue(LOOK_AGAIN))
+    Ok(Requeue::requeue(match seen.status {
+        "True" if cluster.spec.is_remote() => LOOK_SOON,
+        "True" => LOOK_AGAIN,
+        _ => NOT_READY,
+    }))
+}
+
+/// Contact alone is worth a write once in a while.
+fn is_news(before: &RefreshClusterStatus, now: &RefreshClusterStatus) -> bool {
+    let at = |status: &RefreshClusterStatus| status.last_contact_time.as_ref().map(|at| at.0);
+    let fresh = match (at(before), at(now)) {
+        (Some(before), Some(now)) => now.duration_since(before).as_secs() < 50,
+        (before, now) => before == now,
+    };
+    let same = RefreshClusterStatus {
+        last_contact_time: before.last_contact_time.clone(),
+        ..now.clone()
+    };
+    !fresh || *before != same
+}
+
+async fn look(ctx: &Context, cluster: &RefreshCluster) -> Result<Seen, PassError> {
+    let name = cluster.name_any();
+    let reach = match cluster.spec.is_remote() {
+        true => ctx.targets.reach(&name, Some(&cluster.spec)).await,
+        false => {
+            ctx.targets.forget(&name);
+            Reach::By(ctx.targets.home().clone())
+        }
+    };
+    let target = match reach {
+        Reach::By(target) => target,
+        Reach::Away(why) | Reach::Gone(why) => {
+            return Ok(Seen::new(
+                "False",
+                reasons::KUBECONFIG_NOT_FOUND,
+                format!("{why}; make it"),
+            ));
+        }
+        Reach::Refused(why) => return Ok(Seen::new("False", reasons::KUBECONFIG_REFUSED, why)),
+    };
+    let version = match target.version().await {
+        Ok(version) => version,
+        Err(error) => {
+            let message = match target.is_remote() {
+                true => error.to_string(),
+                false => format!("the API server does not answer: {error}"),
+            };
+            return Ok(Seen::new("Unknown", reasons::CLUSTER_UNREACHABLE, message));
+        }
+    };
+    let judged = judge(ctx, &target, cluster).await?;
+    Ok(Seen {
+        version: Some(version),
+        ..judged
+    })
 }
 
 /// How long to wait after a look that failed.
 pub fn after_error(
     cluster: Arc<RefreshCluster>,
     error: &PassError,
-    _: Arc<(Client, Arc<Context>)>,
+    _: Arc<ClusterContext>,
 ) -> Requeue {
     tracing::warn!(cluster = cluster.name_any(), %error, "a RefreshCluster could not be looked at");
     Requeue::requeue(Duration::from_secs(10))
@@ -99,9 +185,9 @@ pub fn count(refreshes: &Store<MaterializedViewRefresh>, cluster: &str) -> (i32,
 /// Whether the API server would take a Job of this cluster, by a dry run.
 async fn judge(
     ctx: &Context,
+    target: &Target,
     cluster: &RefreshCluster,
-) -> Result<(&'static str, &'static str, String), kube::Error> {
-    let invalid = |why: String| Ok(("False", reasons::INVALID_TEMPLATE, why));
+) -> Result<Seen, kube::Error> {
     let mut refresh = MaterializedViewRefresh::new(
         "template-check",
         MaterializedViewRefreshSpec::of(["template-check"]),
@@ -109,31 +195,62 @@ async fn judge(
     refresh.metadata.namespace = cluster.namespace();
     refresh.metadata.uid = cluster.uid();
     refresh.spec.cluster = cluster.name_any();
-    let mut job = match job::job(&refresh, &cluster.spec, &ctx.home) {
+    let place = job::Place {
+        namespace: &target.namespace,
+        remote: target.is_remote(),
+    };
+    let mut job = match job::job(&refresh, &cluster.spec, &ctx.home, place) {
         Ok(job) => job,
-        Err(why) => return invalid(why),
+        Err(why) => return Ok(Seen::new("False", why.reason(), why.to_string())),
     };
     job.metadata.owner_references = None;
     let dry_run = PostParams {
         dry_run: true,
         ..PostParams::default()
     };
-    match ctx.jobs.create(&dry_run, &job).await {
-        Ok(_) => Ok((
-            "True",
-            reasons::CLUSTER_READY,
-            "Jobs can be launched".to_string(),
-        )),
-        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => invalid(format!(
-            "the API server refuses Jobs of this cluster: {}; mend spec.template",
-            status.message
-        )),
-        // A quota that is used up, for one: it does not speak against the template.
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok((
+    let made = target.ask(target.jobs.create(&dry_run, &job)).await;
+    let status = match made {
+        Ok(_) => {
+            return Ok(Seen::new(
+                "True",
+                reasons::CLUSTER_READY,
+                "Jobs can be launched",
+            ));
+        }
+        Err(TargetError::Away(why)) => {
+            return Ok(Seen::new("Unknown", reasons::CLUSTER_UNREACHABLE, why));
+        }
+        Err(TargetError::Kube(kube::Error::Api(status))) => status,
+        Err(TargetError::Kube(error)) => return Err(error),
+    };
+    Ok(match status.code {
+        400 | 422 => Seen::new(
+            "False",
+            reasons::INVALID_TEMPLATE,
+            format!(
+                "the API server refuses Jobs of this cluster: {}; mend spec.template",
+                status.message
+            ),
+        ),
+        404 if target.is_remote() => Seen::new(
+            "False",
+            reasons::NAMESPACE_NOT_FOUND,
+            format!(
+                "the cluster has no namespace '{}'; create it there, or name another by spec.namespace",
+                target.namespace
+            ),
+        ),
+        // What RBAC refuses it will refuse again, unlike a quota that is used up.
+        403 if status.message.contains("cannot create resource") => Seen::new(
+            "False",
+            reasons::CLUSTER_FORBIDDEN,
+            format!("{}; let that user create Jobs there", status.message),
+        ),
+        403 => Seen::new(
             "True",
             reasons::CLUSTER_READY,
             format!("Jobs must wait: {}", status.message),
-        )),
-        Err(error) => Err(error),
-    }
+        ),
+        _ => return Err(kube::Error::Api(status)),
+    })
 }

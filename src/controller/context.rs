@@ -6,14 +6,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Event, Pod, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 
 use super::metrics::ControllerMetrics;
 use super::queue::Place;
+use super::targets::Targets;
 use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
 use crate::launch::progress::Budget;
@@ -28,6 +28,10 @@ const UPDATES_A_SECOND: f64 = 20.0;
 /// Longer than a watch takes to show what was written.
 const WATCH_DELAY: Duration = Duration::from_secs(30);
 
+/// After how long a Job of whose workers nothing is heard is looked for in the
+/// view's history.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// The first and the longest pause of a back-off.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -36,10 +40,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub struct Context {
     pub(super) refreshes: Api<MaterializedViewRefresh>,
     pub(super) clusters: Api<RefreshCluster>,
-    pub(super) jobs: Api<Job>,
-    pub(super) pods: Api<Pod>,
     pub(super) secrets: Api<Secret>,
-    pub(super) events: Api<Event>,
+    pub(super) targets: Arc<Targets>,
     pub(super) known: Known,
     pub(super) catalog: SharedCatalog,
     pub(super) home: Home,
@@ -57,6 +59,8 @@ pub struct Context {
     put_off: Mutex<HashMap<String, u32>>,
     /// When a refresh's progress was last looked at, by UID.
     looked: Mutex<HashMap<String, Instant>>,
+    /// When a refresh's workers were last heard of, or asked after, by UID.
+    heard: Mutex<HashMap<String, Instant>>,
 }
 
 /// What the watches showed.
@@ -65,29 +69,25 @@ pub struct Known {
     pub refreshes: Store<MaterializedViewRefresh>,
     /// All RefreshClusters of the namespace.
     pub clusters: Store<RefreshCluster>,
-    /// relance's Jobs, trimmed.
-    pub jobs: Store<Job>,
-    /// relance's pods, trimmed.
-    pub pods: Store<Pod>,
 }
 
 impl Context {
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         client: Client,
         namespace: &str,
         home: Home,
         catalog: SharedCatalog,
         known: Known,
+        targets: Arc<Targets>,
         recorder: Recorder,
         metrics: ControllerMetrics,
     ) -> Self {
         Self {
             refreshes: Api::namespaced(client.clone(), namespace),
             clusters: Api::namespaced(client.clone(), namespace),
-            jobs: Api::namespaced(client.clone(), namespace),
-            pods: Api::namespaced(client.clone(), namespace),
-            secrets: Api::namespaced(client.clone(), namespace),
-            events: Api::namespaced(client, namespace),
+            secrets: Api::namespaced(client, namespace),
+            targets,
             known,
             catalog,
             home,
@@ -100,6 +100,7 @@ impl Context {
             written: Mutex::default(),
             put_off: Mutex::default(),
             looked: Mutex::default(),
+            heard: Mutex::default(),
         }
     }
 
@@ -176,10 +177,29 @@ impl Context {
         }
     }
 
+    /// Notes that a refresh's workers were heard of.
+    pub(super) fn heard(&self, uid: &str) {
+        lock(&self.heard).insert(uid.to_string(), Instant::now());
+    }
+
+    /// Whether nothing was heard of a refresh's workers for [`SILENCE`]; asks
+    /// for no more than one look at the history in that time.
+    pub(super) fn is_silent(&self, uid: &str) -> bool {
+        let mut heard = lock(&self.heard);
+        let now = Instant::now();
+        let last = *heard.entry(uid.to_string()).or_insert(now);
+        let silent = now.duration_since(last) >= SILENCE;
+        if silent {
+            heard.insert(uid.to_string(), now);
+        }
+        silent
+    }
+
     /// Forgets a refresh that has ended or is gone.
     pub(super) fn forget(&self, uid: &str) {
         lock(&self.put_off).remove(uid);
         lock(&self.looked).remove(uid);
+        lock(&self.heard).remove(uid);
         lock(&self.reserved).remove(uid);
     }
 }

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -11,10 +10,14 @@ use kube::runtime::reflector::ObjectRef;
 use sha2::{Digest, Sha256};
 
 use super::context::Context;
-use super::refresh::{JobEnd, JobSeen, LOOK_AGAIN, Observed, OutcomeSeen, ProgressSeen, World};
+use super::refresh::{
+    JobEnd, JobSeen, LOOK_AGAIN, Observed, OutcomeSeen, ProgressSeen, World, is_held,
+};
+use super::targets::Reach;
 use crate::engine::error::EngineError;
 use crate::engine::freshness::{self, Freshness};
 use crate::engine::outcome;
+use crate::launch::target::{Target, TargetError, pods_of};
 use crate::launch::{job, progress, state};
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
 use crate::world::{self, WorldError};
@@ -35,7 +38,10 @@ pub async fn world(
         Ok(cluster) => cluster,
         Err(error) => return Ok((refused(&error), None)),
     };
-    if let Some(wrong) = manifest(ctx, refresh).await? {
+    if let Some(wrong) = unreachable(ctx, refresh, &cluster).await {
+        return Ok((wrong, Some(cluster)));
+    }
+    if let Some(wrong) = manifest(ctx, refresh, &cluster).await? {
         return Ok((wrong, Some(cluster)));
     }
     let world = match view(ctx, refresh).await {
@@ -43,6 +49,34 @@ pub async fn world(
         Err(error) => refused(&error),
     };
     Ok((world, Some(cluster)))
+}
+
+/// What stands against launching anything in another cluster.
+async fn unreachable(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+    cluster: &RefreshClusterSpec,
+) -> Option<World> {
+    if !cluster.is_remote() {
+        return None;
+    }
+    let name = &refresh.spec.cluster;
+    let refused = |reason: &str, message: String| World::Refused {
+        reason: reason.to_string(),
+        message,
+    };
+    match ctx.targets.reach(name, Some(cluster)).await {
+        Reach::By(_) => None,
+        Reach::Away(why) => Some(World::Unavailable(format!("Waiting: {why}"))),
+        Reach::Gone(why) => Some(refused(
+            reasons::KUBECONFIG_NOT_FOUND,
+            format!("{why}; make it and refresh again"),
+        )),
+        Reach::Refused(why) => Some(refused(
+            reasons::KUBECONFIG_REFUSED,
+            format!("RefreshCluster '{name}': {why}"),
+        )),
+    }
 }
 
 async fn view(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<World, WorldError> {
@@ -97,18 +131,25 @@ pub async fn cluster(
 async fn manifest(
     ctx: &Context,
     refresh: &MaterializedViewRefresh,
+    cluster: &RefreshClusterSpec,
 ) -> Result<Option<World>, kube::Error> {
     let spec = &refresh.spec;
     let Some(secret) = &spec.manifest_secret_ref else {
         return Ok(None);
     };
+    if let Err(error) = world::may_bring_manifest(&spec.cluster, cluster, []) {
+        return Ok(Some(refused(&error)));
+    }
     let found = ctx.secrets.get_opt(&secret.name).await?;
     let data = found.and_then(|secret| secret.data?.remove(names::MANIFEST_KEY));
     let message = match data {
         Some(data) => {
             let sum = hex::encode(Sha256::digest(&data.0));
             if spec.manifest_checksum.as_ref().is_none_or(|c| *c == sum) {
-                return Ok(None);
+                let images = world::images_of_manifest(&data.0);
+                let images = images.iter().map(String::as_str);
+                let allowed = world::may_bring_manifest(&spec.cluster, cluster, images);
+                return Ok(allowed.err().map(|error| refused(&error)));
             }
             format!(
                 "Secret '{}' does not hold the Geneva manifest that spec.manifestChecksum speaks of; refresh again with the right one",
@@ -135,45 +176,63 @@ async fn manifest(
     }))
 }
 
+/// How to reach the cluster that a refresh's Job is in, or would be made in
+/// now: another one only where the refresh is held for it.
+pub async fn reach(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<Reach, kube::Error> {
+    if !is_held(refresh) {
+        return Ok(Reach::By(ctx.targets.home().clone()));
+    }
+    let name = &refresh.spec.cluster;
+    let spec = match ctx.cluster(name) {
+        Some(cluster) => Some(cluster.spec.clone()),
+        // A watch may be late.
+        None => ctx.clusters.get_opt(name).await?.map(|found| found.spec),
+    };
+    Ok(ctx.targets.reach(name, spec.as_ref()).await)
+}
+
 /// A refresh's Job as the API server has it, with its pods as a watch showed them.
 pub async fn job(
-    ctx: &Context,
+    target: &Target,
     refresh: &MaterializedViewRefresh,
     name: &str,
-) -> Result<JobSeen, kube::Error> {
-    let Some(found) = ctx.jobs.get_opt(name).await? else {
+) -> Result<JobSeen, TargetError> {
+    let Some(found) = target.ask(target.jobs.get_opt(name)).await? else {
         return Ok(JobSeen::Absent);
     };
     if !job::is_of(&found, refresh) {
         return Ok(JobSeen::Foreign);
     }
     let uid = found.uid().unwrap_or_default();
-    let pods = cached_pods(ctx, &uid);
+    let pods = pods_of(target, &uid);
     let mut seen = state::of(&found, pods.iter().map(AsRef::as_ref));
     if let Some(JobEnd::Failed { .. }) = seen.end {
         // The watch of pods may be behind, and their last word is the message.
         let ours = format!("{}={}", names::REFRESH_UID_LABEL, refresh_uid(refresh));
-        let pods = ctx.pods.list(&ListParams::default().labels(&ours)).await?;
+        let ours = ListParams::default().labels(&ours);
+        let pods = target.ask(target.pods.list(&ours)).await?;
         seen = state::of(&found, &pods.items);
     }
     Ok(JobSeen::Ours(seen))
 }
 
-/// A refresh's Job as the watch showed it last.
-pub fn cached_job(ctx: &Context, refresh: &MaterializedViewRefresh) -> Option<JobSeen> {
-    let namespace = refresh.metadata.namespace.as_deref().unwrap_or_default();
-    let name = job::name(refresh, &ctx.home);
-    let found = ctx
-        .known
-        .jobs
-        .get(&ObjectRef::new(&name).within(namespace))?;
-    job::is_of(&found, refresh).then(|| JobSeen::Ours(state::of(&found, [])))
+/// What a call to a target that failed says of a refresh's Job: another
+/// cluster that does not answer, or does not allow it, keeps the Job out of sight.
+pub fn out_of_sight(target: &Target, error: TargetError) -> Result<JobSeen, kube::Error> {
+    match error {
+        TargetError::Away(why) => Ok(JobSeen::Away(why)),
+        TargetError::Kube(error) if target.is_remote() => Ok(JobSeen::Away(error.to_string())),
+        TargetError::Kube(error) => Err(error),
+    }
 }
 
-fn cached_pods(ctx: &Context, job_uid: &str) -> Vec<std::sync::Arc<Pod>> {
-    ctx.known
-        .pods
-        .state_filter(|pod| state::is_pod_of(pod, job_uid))
+/// A refresh's Job in this cluster as the watch showed it last.
+pub fn cached_job(ctx: &Context, refresh: &MaterializedViewRefresh) -> Option<JobSeen> {
+    let home = ctx.targets.home();
+    let name = job::name(refresh, &ctx.home);
+    let key = ObjectRef::new(&name).within(&home.namespace);
+    let found = home.known_jobs.get(&key)?;
+    job::is_of(&found, refresh).then(|| JobSeen::Ours(state::of(&found, [])))
 }
 
 fn refresh_uid(refresh: &MaterializedViewRefresh) -> String {
@@ -199,7 +258,26 @@ pub async fn outcome(ctx: &Context, refresh: &MaterializedViewRefresh) -> Outcom
 }
 
 /// How far a running Job is, and why it has no pod.
-pub async fn progress(ctx: &Context, seen: &Observed) -> (ProgressSeen, Option<String>) {
+pub async fn progress(
+    ctx: &Context,
+    target: &Target,
+    seen: &Observed,
+) -> (ProgressSeen, Option<String>) {
+    let (progress, stuck) = sampled(ctx, target, seen).await;
+    let uid = refresh_uid(&seen.refresh);
+    match progress {
+        ProgressSeen::At(_) => ctx.heard(&uid),
+        _ if ctx.is_silent(&uid) => return (ProgressSeen::Silent, stuck),
+        _ => {}
+    }
+    (progress, stuck)
+}
+
+async fn sampled(
+    ctx: &Context,
+    target: &Target,
+    seen: &Observed,
+) -> (ProgressSeen, Option<String>) {
     let nothing = (ProgressSeen::Nothing, None);
     let uid = refresh_uid(&seen.refresh);
     // A little less than the pause between looks, or every other one comes too early.
@@ -210,7 +288,7 @@ pub async fn progress(ctx: &Context, seen: &Observed) -> (ProgressSeen, Option<S
     if !ctx.time_to_look(&uid, interval) {
         return nothing;
     }
-    let mut pods = cached_pods(ctx, &job.uid);
+    let mut pods = pods_of(target, &job.uid);
     if pods.is_empty() {
         let start = seen
             .refresh
@@ -219,7 +297,7 @@ pub async fn progress(ctx: &Context, seen: &Observed) -> (ProgressSeen, Option<S
             .and_then(|s| s.start_time.as_ref());
         let late = start.is_some_and(|at| seen.now.duration_since(at.0).as_secs() >= POD_PATIENCE);
         if late && ctx.reads.take() {
-            return (ProgressSeen::Nothing, why_no_pod(ctx, &job.uid).await);
+            return (ProgressSeen::Nothing, why_no_pod(target, &job.uid).await);
         }
         return nothing;
     }
@@ -231,7 +309,7 @@ pub async fn progress(ctx: &Context, seen: &Observed) -> (ProgressSeen, Option<S
     if !ctx.reads.take() {
         return nothing;
     }
-    match progress::sample(&ctx.pods, &pod.name_any()).await {
+    match progress::sample(&target.pods, &pod.name_any()).await {
         Some(progress) => (ProgressSeen::At(progress), None),
         None => nothing,
     }
@@ -239,9 +317,10 @@ pub async fn progress(ctx: &Context, seen: &Observed) -> (ProgressSeen, Option<S
 
 /// What the Job controller says of pods that it could not create: a quota, a
 /// Pod Security Standard, a service account that is not there.
-async fn why_no_pod(ctx: &Context, job_uid: &str) -> Option<String> {
+async fn why_no_pod(target: &Target, job_uid: &str) -> Option<String> {
     let of = format!("involvedObject.uid={job_uid},reason=FailedCreate");
-    let events = ctx.events.list(&ListParams::default().fields(&of)).await;
+    let of = ListParams::default().fields(&of);
+    let events = target.ask(target.events.list(&of)).await;
     let events = events
         .inspect_err(|error| tracing::debug!(%error, "no Events can be read"))
         .ok()?;

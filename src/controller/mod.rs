@@ -44,10 +44,13 @@ mod ended;
 pub mod lease;
 mod look;
 pub mod metrics;
+mod observed;
+mod orphans;
 pub mod queue;
 mod reconcile;
 pub mod refresh;
 mod status;
+mod targets;
 
 #[cfg(test)]
 mod refresh_model;
@@ -55,13 +58,11 @@ mod refresh_model;
 mod refresh_table;
 
 use std::fmt::Debug;
-use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::controller::{Controller, Error as RuntimeError};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
@@ -75,12 +76,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
-use crate::launch::state;
+use crate::launch::target::Touched;
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster, names};
 use admission::Waker;
+use cluster::ClusterContext;
 use context::{Context, Known};
-use election::Election;
+use election::{Election, Leadership};
 use metrics::ControllerMetrics;
+use targets::Targets;
 
 /// What the controller needs to know.
 #[derive(Clone, Debug)]
@@ -131,9 +134,9 @@ pub async fn lead(
             namespace = config.namespace,
             "elected; the controller starts"
         );
-        let fenced = election.leadership().fence(client.clone());
+        let leadership = election.leadership().clone();
         tokio::select! {
-            ended = run(fenced, config.clone()) => {
+            ended = run(client.clone(), leadership, config.clone()) => {
                 election.release().await;
                 return ended;
             }
@@ -145,7 +148,12 @@ pub async fn lead(
 }
 
 /// Runs the controller until `config.shutdown`.
-async fn run(client: Client, config: ControllerConfig) -> Result<(), ControllerError> {
+async fn run(
+    client: Client,
+    leadership: Leadership,
+    config: ControllerConfig,
+) -> Result<(), ControllerError> {
+    let client = leadership.fence(client);
     let ControllerConfig {
         namespace,
         image,
@@ -157,7 +165,9 @@ async fn run(client: Client, config: ControllerConfig) -> Result<(), ControllerE
     let Some(id) = home_id(&client, &namespace, &shutdown).await? else {
         return Ok(());
     };
-    let ours = names::launched_from(&id);
+    let (touch, mut touched) = mpsc::unbounded_channel::<Touched>();
+    let targets = Targets::new(client.clone(), leadership, &namespace, &id, touch);
+    let targets = Arc::new(targets);
     let home = Home {
         id,
         image,
@@ -167,10 +177,9 @@ async fn run(client: Client, config: ControllerConfig) -> Result<(), ControllerE
     };
     let (refreshes, refresh_writer) = reflector::store();
     let (clusters, cluster_writer) = reflector::store();
-    let (jobs, job_writer) = reflector::store();
-    let (pods, pod_writer) = reflector::store();
     let (wake, woken) = mpsc::unbounded_channel();
-    let waker = Arc::new(Waker::new(refreshes.clone(), clusters.clone(), wake));
+    let waker = Waker::new(refreshes.clone(), clusters.clone(), targets.clone(), wake);
+    let waker = Arc::new(waker);
     let recorder = Recorder::new(
         client.clone(),
         Reporter {
@@ -182,8 +191,6 @@ async fn run(client: Client, config: ControllerConfig) -> Result<(), ControllerE
     let known = Known {
         refreshes: refreshes.clone(),
         clusters: clusters.clone(),
-        jobs,
-        pods,
     };
     let ctx = Arc::new(Context::new(
         client.clone(),
@@ -191,6 +198,7 @@ async fn run(client: Client, config: ControllerConfig) -> Result<(), ControllerE
         home,
         catalog,
         known,
+        targets.clone(),
         recorder,
         metrics,
     ));
@@ -217,41 +225,37 @@ async fn run(client: Client, config: ControllerConfig) -> Result<(), ControllerE
         .reflect(cluster_writer)
         .inspect_ok({
             let waker = waker.clone();
-            // A higher ceiling lets others in.
-            move |_| waker.wake_next()
+            move |event| {
+                if let Event::Delete(cluster) = event {
+                    targets.forget(&cluster.name_any());
+                }
+                // A higher ceiling lets others in.
+                waker.wake_next();
+            }
         })
         .applied_objects()
         .predicate_filter(predicates::generation, Default::default());
-    let ours = watcher::Config::default().labels(&ours);
-    let (late, came_late) = mpsc::unbounded_channel();
-    let job_events = watch::<Job>(&client, &namespace, ours.clone())
-        .modify(state::trim_job)
-        .reflect(job_writer)
-        .inspect_ok({
-            let refreshes = refreshes.clone();
-            move |event| {
-                if let Event::Apply(job) | Event::InitApply(job) = event
-                    && let Some(refresh) = runs_alone(job, &refreshes)
-                {
-                    // Nobody listens any more if the controller has gone.
-                    let _ = late.send(refresh);
-                }
-            }
-        })
-        .touched_objects();
-    let pod_events = watch::<Pod>(&client, &namespace, ours)
-        .modify(state::trim_pod)
-        .reflect(pod_writer)
-        .touched_objects();
-
     let woken = stream::unfold(woken, async |mut woken| {
         let refresh = woken.recv().await?;
         Some((refresh, woken))
     });
+    let (late, came_late) = mpsc::unbounded_channel();
+    let touched = {
+        let (active, at) = (refreshes.clone(), namespace.clone());
+        stream::poll_fn(move |polled| touched.poll_recv(polled)).map(move |touched| {
+            let refresh = ObjectRef::new(&touched.refresh).within(&at);
+            let known = active.get(&refresh).and_then(|known| known.uid());
+            if touched.at_work.is_some_and(|uid| known != Some(uid)) {
+                // A create that was sent before an operator died has landed
+                // late. Nobody listens any more if the controller has gone.
+                let _ = late.send(touched.refresh);
+            }
+            refresh
+        })
+    };
     let counted = count_again(refreshes.clone(), clusters.clone());
     let refresh_controller = Controller::for_stream(refresh_events, refreshes)
-        .reconcile_on(refreshes_of(job_events))
-        .reconcile_on(refreshes_of(pod_events))
+        .reconcile_on(touched)
         .reconcile_on(woken)
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile::reconcile, reconcile::after_error, ctx.clone())
@@ -262,17 +266,21 @@ async fn run(client: Client, config: ControllerConfig) -> Result<(), ControllerE
         .run(
             cluster::reconcile,
             cluster::after_error,
-            Arc::new((client, ctx.clone())),
+            Arc::new(ClusterContext {
+                passes: ctx.clone(),
+                waker,
+            }),
         )
         .for_each(async |pass| told(pass));
     tracing::info!(namespace, "the controller runs");
-    let ended = async {
+    let beside = async {
         tokio::select! {
-            () = ended::look_after(ctx, ended_events, came_late) => {}
+            () = ended::look_after(ctx.clone(), ended_events, came_late) => {}
+            () = orphans::run(&ctx) => {}
             () = shutdown.cancelled() => {}
         }
     };
-    futures::join!(refresh_controller, cluster_controller, ended);
+    futures::join!(refresh_controller, cluster_controller, beside);
     Ok(())
 }
 
@@ -316,19 +324,6 @@ where
     watcher(Api::namespaced(client.clone(), namespace), config).default_backoff()
 }
 
-/// The refreshes that Jobs or pods belong to, by their label.
-fn refreshes_of<K: Resource<DynamicType = ()>>(
-    objects: impl Stream<Item = watcher::Result<K>>,
-) -> impl Stream<Item = ObjectRef<MaterializedViewRefresh>> {
-    objects.filter_map(|object| {
-        let refresh = object.ok().and_then(|object| {
-            let refresh = object.labels().get(names::REFRESH_LABEL)?;
-            Some(ObjectRef::new(refresh).within(&object.namespace()?))
-        });
-        ready(refresh)
-    })
-}
-
 /// Names a cluster again when its counts may have changed.
 fn count_again(
     refreshes: reflector::Store<MaterializedViewRefresh>,
@@ -354,21 +349,6 @@ fn count_again(
         },
     )
     .flatten()
-}
-
-/// The name of the refresh of a Job that is under way although no refresh that
-/// has not ended is known of it: a create that was sent before an operator died
-/// may land late.
-fn runs_alone(job: &Job, active: &reflector::Store<MaterializedViewRefresh>) -> Option<String> {
-    let refresh = job.labels().get(names::REFRESH_LABEL)?;
-    let uid = job.labels().get(names::REFRESH_UID_LABEL)?;
-    let state = state::of(job, []);
-    if state.end.is_some() || state.deleting {
-        return None;
-    }
-    let known = active.get(&ObjectRef::new(refresh).within(&job.namespace()?));
-    let is_known = known.is_some_and(|known| known.uid().as_ref() == Some(uid));
-    (!is_known).then(|| refresh.clone())
 }
 
 fn told<T, E: std::error::Error, W: std::error::Error>(pass: Result<T, RuntimeError<E, W>>) {

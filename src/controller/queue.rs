@@ -2,7 +2,8 @@
 //!
 //! One refresh of a view runs at a time, and no more through a cluster than it
 //! allows. The others wait by priority, then creation, then name. A refresh
-//! whose view is busy does not keep others from a free place of its cluster.
+//! whose view is busy does not keep others from a free place of its cluster;
+//! one whose cluster is out of reach keeps nobody from anything.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,11 +83,20 @@ impl Place {
     }
 }
 
-/// Whether it is the turn of `me` among `others` (which may hold `me` too);
-/// `limits` says how many refreshes may run through a cluster.
-pub fn turn(me: &Place, others: &[Place], limits: &BTreeMap<String, i32>) -> Turn {
+/// What a cluster lets through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// So many at a time.
+    Limit(i32),
+    /// Nothing now, for what the sentence says.
+    Closed(String),
+}
+
+/// Whether it is the turn of `me` among `others` (which may hold `me` too).
+/// A cluster without a gate lets everything through.
+pub fn turn(me: &Place, others: &[Place], gates: &BTreeMap<String, Gate>) -> Turn {
     let others = others.iter().filter(|other| other.uid != me.uid);
-    let queue = Queue::new(others.chain([me]), limits);
+    let queue = Queue::new(others.chain([me]), gates);
     match queue
         .hand_out()
         .into_iter()
@@ -94,13 +104,14 @@ pub fn turn(me: &Place, others: &[Place], limits: &BTreeMap<String, i32>) -> Tur
     {
         Some((_, Hand::View(before))) => Turn::Behind(behind_view(me, &queue.waiting, before)),
         Some((_, Hand::Cluster(used))) => Turn::Behind(behind_cluster(me, &queue.waiting, used)),
+        Some((_, Hand::Closed(why))) => Turn::Behind(format!("Waiting: {why}")),
         Some((_, Hand::Turn)) | None => Turn::Now,
     }
 }
 
 /// The UIDs of those whose turn it is.
-pub fn next(all: &[Place], limits: &BTreeMap<String, i32>) -> BTreeSet<String> {
-    let turns = Queue::new(all, limits).hand_out().into_iter();
+pub fn next(all: &[Place], gates: &BTreeMap<String, Gate>) -> BTreeSet<String> {
+    let turns = Queue::new(all, gates).hand_out().into_iter();
     turns
         .filter(|(_, hand)| matches!(hand, Hand::Turn))
         .map(|(place, _)| place.uid.clone())
@@ -114,7 +125,7 @@ struct Queue<'a> {
     active: BTreeMap<&'a str, i32>,
     /// Those that wait, in order.
     waiting: Vec<&'a Place>,
-    limits: &'a BTreeMap<String, i32>,
+    gates: &'a BTreeMap<String, Gate>,
 }
 
 /// What one that waits gets.
@@ -124,13 +135,15 @@ enum Hand<'a> {
     View(&'a str),
     /// Its cluster has so many running, and takes no more.
     Cluster(i32),
+    /// Its cluster takes none now.
+    Closed(&'a str),
 }
 
 impl<'a> Queue<'a> {
     /// Who is named twice counts once, and as running if it is once named so.
     fn new(
         all: impl IntoIterator<Item = &'a Place>,
-        limits: &'a BTreeMap<String, i32>,
+        gates: &'a BTreeMap<String, Gate>,
     ) -> Queue<'a> {
         let (running, mut waiting): (Vec<&Place>, Vec<&Place>) =
             all.into_iter().partition(|place| place.running);
@@ -138,7 +151,7 @@ impl<'a> Queue<'a> {
             busy: BTreeMap::new(),
             active: BTreeMap::new(),
             waiting: Vec::new(),
-            limits,
+            gates,
         };
         let mut seen = BTreeSet::new();
         for place in running {
@@ -159,14 +172,18 @@ impl<'a> Queue<'a> {
         let mut hands = Vec::new();
         for place in &self.waiting {
             let used = active.entry(&place.cluster).or_default();
-            let limit = self.limits.get(&place.cluster);
-            let hand = if let Some(before) = busy.get(place.uri.as_str()) {
-                Hand::View(before)
-            } else if limit.is_some_and(|most| *used >= *most) {
-                Hand::Cluster(*used)
-            } else {
-                *used += 1;
-                Hand::Turn
+            let gate = self.gates.get(&place.cluster);
+            if let Some(Gate::Closed(why)) = gate {
+                hands.push((*place, Hand::Closed(why)));
+                continue;
+            }
+            let hand = match (busy.get(place.uri.as_str()), gate) {
+                (Some(before), _) => Hand::View(before),
+                (None, Some(Gate::Limit(most))) if *used >= *most => Hand::Cluster(*used),
+                (None, _) => {
+                    *used += 1;
+                    Hand::Turn
+                }
             };
             // Also one that waits for its cluster goes before its view's next.
             busy.entry(&place.uri).or_insert(&place.name);
@@ -179,14 +196,14 @@ impl<'a> Queue<'a> {
 fn behind_view(me: &Place, waiting: &[&Place], before: &str) -> String {
     let mine = waiting.iter().filter(|place| place.uri == me.uri);
     let place = 1 + mine.take_while(|place| place.uid != me.uid).count();
-    format!("Number {place} in the queue of its view, behind refresh {before}")
+    format!("Number {place} in the queue of its view, behind mvr/{before}")
 }
 
 fn behind_cluster(me: &Place, waiting: &[&Place], used: i32) -> String {
     let mine = waiting.iter().filter(|place| place.cluster == me.cluster);
     let place = 1 + mine.take_while(|place| place.uid != me.uid).count();
     format!(
-        "Number {place} in the queue of RefreshCluster {}, whose maxActiveRefreshes of {used} are running",
+        "Number {place} in the queue of its cluster: cluster {} is at its limit of {used}",
         me.cluster
     )
 }
@@ -207,7 +224,7 @@ mod tests {
         }
     }
 
-    fn no_limits() -> BTreeMap<String, i32> {
+    fn no_limits() -> BTreeMap<String, Gate> {
         BTreeMap::new()
     }
 
@@ -232,7 +249,7 @@ mod tests {
         let Turn::Behind(why) = turn(&me, &[other], &no_limits()) else {
             panic!("two refreshes of one view");
         };
-        assert_eq!(why, "Number 1 in the queue of its view, behind refresh b");
+        assert_eq!(why, "Number 1 in the queue of its view, behind mvr/b");
     }
 
     #[test]
@@ -263,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_full_cluster_makes_others_wait() {
-        let limits = BTreeMap::from([("default".to_string(), 2)]);
+        let limits = BTreeMap::from([("default".to_string(), Gate::Limit(2))]);
         let mut one = place("b", "w");
         one.running = true;
         let two = place("0", "x");
@@ -272,20 +289,60 @@ mod tests {
         let Turn::Behind(why) = turn(&me, &others, &limits) else {
             panic!("three through a cluster of two");
         };
-        assert!(
-            why.starts_with("Number 2 in the queue of RefreshCluster default"),
-            "{why}"
+        assert_eq!(
+            why,
+            "Number 2 in the queue of its cluster: cluster default is at its limit of 2"
         );
     }
 
     #[test]
     fn one_that_waits_for_its_view_leaves_the_clusters_place_to_others() {
-        let limits = BTreeMap::from([("default".to_string(), 2)]);
+        let limits = BTreeMap::from([("default".to_string(), Gate::Limit(2))]);
         let mut running = place("b", "w");
         running.running = true;
         let mut blocked = place("c", "w");
         blocked.priority = 9;
         let me = place("a", "v");
         assert_eq!(turn(&me, &[running, blocked], &limits), Turn::Now);
+    }
+
+    #[test]
+    fn a_cluster_that_is_out_of_reach_holds_its_own_and_nobody_else() {
+        let why = "cluster far cannot be reached".to_string();
+        let gates = BTreeMap::from([("far".to_string(), Gate::Closed(why.clone()))]);
+        let mut far = place("a", "v");
+        far.cluster = "far".into();
+        far.priority = 9;
+        let near = place("b", "v");
+        let all = [far.clone(), near.clone()];
+        assert_eq!(
+            turn(&far, &all, &gates),
+            Turn::Behind(format!("Waiting: {why}"))
+        );
+        assert_eq!(turn(&near, &all, &gates), Turn::Now);
+        assert_eq!(next(&all, &gates), BTreeSet::from(["uid-b".to_string()]));
+        // What runs there still has its view.
+        far.running = true;
+        let all = [far, near.clone()];
+        assert!(matches!(turn(&near, &all, &gates), Turn::Behind(_)));
+    }
+
+    #[test]
+    fn one_clusters_limit_is_nothing_to_another() {
+        let gates = BTreeMap::from([("gpu-east".to_string(), Gate::Limit(1))]);
+        let mut running = place("a", "w");
+        running.cluster = "gpu-east".into();
+        running.running = true;
+        let mut waits = place("b", "x");
+        waits.cluster = "gpu-east".into();
+        let all = [running, waits.clone()];
+        assert_eq!(
+            turn(&waits, &all, &gates),
+            Turn::Behind(
+                "Number 1 in the queue of its cluster: cluster gpu-east is at its limit of 1"
+                    .into()
+            )
+        );
+        assert_eq!(turn(&place("c", "y"), &all, &gates), Turn::Now);
     }
 }

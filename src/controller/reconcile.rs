@@ -13,9 +13,12 @@ use tracing::Instrument;
 use super::context::Context;
 use super::look;
 use super::refresh::{
-    Action, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, Step, Write, decide,
+    Action, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, ProgressSeen, Step, Write,
+    decide, is_held,
 };
+use super::targets::Reach;
 use super::{admission, apply};
+use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, state};
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshClusterSpec, reasons};
 use crate::telemetry;
@@ -128,14 +131,19 @@ impl<'a> Pass<'a> {
         }
         let cluster = ctx.cluster(&refresh.spec.cluster);
         let cluster = cluster.map(|cluster| cluster.spec.clone());
-        let deadline = cluster.clone().unwrap_or_default().active_deadline_seconds;
         let job_name = job::name(&refresh, &ctx.home);
-        let job = phase.is_terminal().then(|| look::cached_job(ctx, &refresh));
+        let job = phase.is_terminal() && !is_held(&refresh);
+        let job = job.then(|| look::cached_job(ctx, &refresh));
+        let known = cluster.clone().unwrap_or_default();
+        let namespace = refresh.status.as_ref().and_then(|s| s.job.as_ref());
+        let namespace = namespace.map(|job| job.namespace.clone());
         Ok(Pass {
             seen: Observed {
                 now: Timestamp::now(),
                 job_name,
-                deadline: SignedDuration::from_secs(deadline),
+                job_namespace: namespace.unwrap_or_default(),
+                remote: known.is_remote(),
+                deadline: deadline(&refresh, &known),
                 world: None,
                 turn: None,
                 job: job.flatten(),
@@ -160,9 +168,23 @@ impl<'a> Pass<'a> {
                     }
                 }
                 Action::CreateJob => self.create(ctx).await?,
+                Action::Hold => {
+                    let held = apply::hold(ctx, &self.seen.refresh).await?;
+                    let Some(held) = held else {
+                        return Ok(End::Conflict);
+                    };
+                    self.seen.refresh = held;
+                }
+                Action::Release(step) => {
+                    let released = apply::release(ctx, &self.seen.refresh, step.as_ref()).await?;
+                    match released {
+                        Some(released) => self.seen.refresh = released,
+                        None if self.is_deleted() => return Ok(End::Gone),
+                        None => return Ok(End::Conflict),
+                    }
+                }
                 Action::DeleteJob { uid } => {
-                    delete_job(ctx, &self.seen.job_name, &uid).await?;
-                    self.seen.saw_job(None);
+                    self.delete_job(ctx, &uid).await?;
                     if self.phase().is_terminal() {
                         return Ok(End::Wait(Pause::AtMost(LOOK_AGAIN)));
                     }
@@ -177,32 +199,49 @@ impl<'a> Pass<'a> {
         Err(PassError::Restless(self.seen.refresh.name_any()))
     }
 
+    fn is_deleted(&self) -> bool {
+        self.seen.refresh.metadata.deletion_timestamp.is_some()
+    }
+
     fn phase(&self) -> Phase {
         let status = self.seen.refresh.status.as_ref();
         status.map_or(Phase::Queued, |status| status.phase)
     }
 
     async fn look(&mut self, ctx: &'a Context, what: Look) -> Result<(), PassError> {
-        let seen = &mut self.seen;
         match what {
             Look::World => {
-                let (world, cluster) = look::world(ctx, &seen.refresh).await?;
-                seen.world = Some(world);
+                let (world, cluster) = look::world(ctx, &self.seen.refresh).await?;
+                self.seen.world = Some(world);
                 self.cluster = cluster.or(self.cluster.take());
+                if let Some(cluster) = &self.cluster {
+                    self.seen.remote = cluster.is_remote();
+                    self.seen.deadline = deadline(&self.seen.refresh, cluster);
+                    self.seen.job_namespace = self.namespace(ctx, cluster).await;
+                }
             }
             Look::Turn => {
                 let (turn, reservation) =
-                    admission::turn(ctx, &seen.refresh, seen.world.as_ref()).await?;
-                seen.turn = Some(turn);
+                    admission::turn(ctx, &self.seen.refresh, self.seen.world.as_ref()).await?;
+                self.seen.turn = Some(turn);
                 self.turn = reservation;
             }
             Look::Job => {
-                let job = look::job(ctx, &seen.refresh, &seen.job_name).await?;
-                seen.saw_job(Some(job));
+                let job = match self.target(ctx).await? {
+                    Ok(target) => self.look_at_job(&target).await?,
+                    Err(unseen) => unseen,
+                };
+                self.seen.saw_job(Some(job));
             }
-            Look::Outcome => seen.outcome = Some(look::outcome(ctx, &seen.refresh).await),
+            Look::Outcome => {
+                self.seen.outcome = Some(look::outcome(ctx, &self.seen.refresh).await);
+            }
             Look::Progress => {
-                let (progress, stuck) = look::progress(ctx, seen).await;
+                let (progress, stuck) = match self.target(ctx).await? {
+                    Ok(target) => look::progress(ctx, &target, &self.seen).await,
+                    Err(_) => (ProgressSeen::Nothing, None),
+                };
+                let seen = &mut self.seen;
                 if let Some(JobSeen::Ours(job)) = &mut seen.job
                     && job.stuck.is_none()
                 {
@@ -251,15 +290,47 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// The cluster that the Job is in, or would be made in; else why it cannot be seen.
+    async fn target(&self, ctx: &Context) -> Result<Result<Arc<Target>, JobSeen>, PassError> {
+        Ok(match look::reach(ctx, &self.seen.refresh).await? {
+            Reach::By(target) => Ok(target),
+            Reach::Away(why) => Err(JobSeen::Away(why)),
+            Reach::Refused(why) => Err(JobSeen::Away(why)),
+            Reach::Gone(why) => Err(JobSeen::Lost(why)),
+        })
+    }
+
+    /// The namespace of a Job that would be made now.
+    async fn namespace(&self, ctx: &Context, cluster: &RefreshClusterSpec) -> String {
+        let home = || ctx.targets.home().namespace.clone();
+        if !cluster.is_remote() {
+            return home();
+        }
+        let name = &self.seen.refresh.spec.cluster;
+        match ctx.targets.reach(name, Some(cluster)).await {
+            Reach::By(target) => target.namespace.clone(),
+            _ => cluster.namespace.clone().unwrap_or_else(home),
+        }
+    }
+
+    async fn look_at_job(&self, target: &Target) -> Result<JobSeen, PassError> {
+        let job = look::job(target, &self.seen.refresh, &self.seen.job_name).await;
+        Ok(match job {
+            Ok(job) => job,
+            Err(error) => look::out_of_sight(target, error)?,
+        })
+    }
+
     async fn create(&mut self, ctx: &Context) -> Result<(), PassError> {
         let refused = |reason: &str, permanent: bool, message: String| LaunchRefused {
             reason: reason.to_string(),
             permanent,
             message,
         };
-        if self.cluster.is_none() {
+        let name = self.seen.refresh.spec.cluster.clone();
+        if self.cluster.is_none() && !self.seen.is_held() {
             // The operator died after the intent; the cluster may be gone since.
-            match look::cluster(ctx, &self.seen.refresh.spec.cluster).await? {
+            match look::cluster(ctx, &name).await? {
                 Ok(cluster) => self.cluster = Some(cluster),
                 Err(error) => {
                     self.seen.refused = Some(refused(error.reason(), true, error.to_string()));
@@ -267,25 +338,44 @@ impl<'a> Pass<'a> {
                 }
             }
         }
+        let target = match self.target(ctx).await? {
+            Ok(target) => target,
+            Err(unseen) => {
+                self.seen.saw_job(Some(unseen));
+                return Ok(());
+            }
+        };
         let cluster = self.cluster.clone().unwrap_or_default();
-        let job = match job::job(&self.seen.refresh, &cluster, &ctx.home) {
+        let place = job::Place {
+            namespace: &target.namespace,
+            remote: target.is_remote(),
+        };
+        let job = match job::job(&self.seen.refresh, &cluster, &ctx.home, place) {
             Ok(job) => job,
             Err(why) => {
-                let why = format!(
-                    "RefreshCluster '{}' makes no Job: {why}",
-                    self.seen.refresh.spec.cluster
-                );
+                let why = format!("RefreshCluster '{name}' makes no Job: {why}");
                 self.seen.refused = Some(refused(reasons::JOB_REJECTED, true, why));
                 return Ok(());
             }
         };
-        match ctx.jobs.create(&PostParams::default(), &job).await {
+        let params = PostParams::default();
+        let created = target.ask(target.jobs.create(&params, &job)).await;
+        let error = match created {
             Ok(job) => {
                 ctx.metrics.launches.inc();
                 self.seen.saw_job(Some(JobSeen::Ours(state::of(&job, []))));
+                return Ok(());
             }
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                let found = look::job(ctx, &self.seen.refresh, &self.seen.job_name).await?;
+            // It may have been created all the same.
+            Err(TargetError::Away(why)) => {
+                self.seen.saw_job(Some(JobSeen::Away(why)));
+                return Ok(());
+            }
+            Err(TargetError::Kube(error)) => error,
+        };
+        match error {
+            kube::Error::Api(status) if status.is_already_exists() => {
+                let found = self.look_at_job(&target).await?;
                 if found == JobSeen::Absent {
                     // It went in between.
                     let message = format!("Job {} comes and goes", self.seen.job_name);
@@ -294,33 +384,58 @@ impl<'a> Pass<'a> {
                     self.seen.saw_job(Some(found));
                 }
             }
-            Err(kube::Error::Api(status)) if matches!(status.code, 400 | 422) => {
+            kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
                 let message = format!(
-                    "the API server refuses the Job: {}; mend the template of RefreshCluster '{}' and refresh again",
-                    status.message, self.seen.refresh.spec.cluster
+                    "the API server refuses the Job: {}; mend the template of RefreshCluster '{name}' and refresh again",
+                    status.message
                 );
                 self.seen.refused = Some(refused(reasons::JOB_REJECTED, true, message));
             }
-            Err(kube::Error::Api(status)) if status.code == 403 => {
+            // A quota that is used up; in another cluster, its namespace is perhaps to come.
+            kube::Error::Api(status)
+                if status.code == 403 || (status.code == 404 && target.is_remote()) =>
+            {
                 let message = format!(
                     "the API server does not allow the Job now: {}; it is tried again",
                     status.message
                 );
                 self.seen.refused = Some(refused(reasons::JOB_REJECTED, false, message));
             }
-            Err(error) => return Err(error.into()),
+            error => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Deletes the Job; it stays, marked, until its pods are gone.
+    async fn delete_job(&mut self, ctx: &Context, uid: &str) -> Result<(), PassError> {
+        self.seen.saw_job(None);
+        let target = match self.target(ctx).await? {
+            Ok(target) => target,
+            Err(unseen) => {
+                self.seen.saw_job(Some(unseen));
+                return Ok(());
+            }
+        };
+        let params = DeleteParams::foreground().preconditions(Preconditions {
+            uid: Some(uid.to_string()),
+            resource_version: None,
+        });
+        let name = &self.seen.job_name;
+        match target.ask(target.jobs.delete(name, &params)).await {
+            Ok(_) => {}
+            Err(error) if matches!(error.code(), Some(404 | 409)) => {}
+            Err(error) => {
+                let unseen = look::out_of_sight(&target, error)?;
+                self.seen.saw_job(Some(unseen));
+            }
         }
         Ok(())
     }
 }
 
-/// Deletes a Job; it stays, marked, until its pods are gone.
-async fn delete_job(ctx: &Context, name: &str, uid: &str) -> Result<(), kube::Error> {
-    let params = DeleteParams::foreground().preconditions(Preconditions {
-        uid: Some(uid.to_string()),
-        resource_version: None,
-    });
-    gone_or(ctx.jobs.delete(name, &params).await)
+/// How long a refresh may take through a cluster.
+fn deadline(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec) -> SignedDuration {
+    SignedDuration::from_secs(cluster.deadline_seconds(refresh.spec.active_deadline_seconds))
 }
 
 async fn delete_refresh(

@@ -12,183 +12,23 @@
 //!   the view's history was asked for this refresh's UID;
 //! - Failed and Cancelled are said only once no Job can be doing the work, and
 //!   the history was asked again.
+//!
+//! A Job in another cluster is held by a finalizer of the refresh, which is
+//! there before the intent and goes once no such Job runs. That cluster may be
+//! out of reach, for a time or for ever: then only the view's history can tell
+//! of a success, and home's clock says when to give up.
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::SignedDuration;
 
+pub use super::observed::*;
 use super::status;
 use crate::engine::freshness::Current;
 use crate::engine::outcome::Outcome;
-pub use crate::launch::state::{JobEnd, JobState};
 use crate::resources::{
-    MaterializedViewRefresh, MaterializedViewRefreshSpec, MaterializedViewRefreshStatus, Phase,
-    Progress, reasons,
+    MaterializedViewRefreshSpec, MaterializedViewRefreshStatus, Phase, reasons,
 };
-
-/// What is known of one refresh. `None` in an optional field: not looked at in this pass.
-#[derive(Clone, Debug)]
-pub struct Observed {
-    /// Home's clock.
-    pub now: Timestamp,
-    /// The resource as last read or written.
-    pub refresh: MaterializedViewRefresh,
-    /// What its Job is called, or would be.
-    pub job_name: String,
-    /// How long it may take from its start.
-    pub deadline: SignedDuration,
-    /// Its view and cluster.
-    pub world: Option<World>,
-    /// Whether it is its turn.
-    pub turn: Option<Turn>,
-    /// Its Job; set by [`Observed::saw_job`]. For a terminal refresh: as a
-    /// watch last showed it, perhaps late.
-    pub job: Option<JobSeen>,
-    /// What the view's history says of it.
-    pub outcome: Option<OutcomeSeen>,
-    /// Why the Job could not be created in this pass.
-    pub refused: Option<LaunchRefused>,
-    /// How far the Job is, if it is time to ask.
-    pub progress: Option<ProgressSeen>,
-}
-
-/// A refresh's view and cluster.
-#[derive(Clone, Debug, PartialEq)]
-pub enum World {
-    /// It can never run as it is written.
-    Refused {
-        /// A stable reason.
-        reason: String,
-        /// The sentence that REST gives too.
-        message: String,
-    },
-    /// Catalog or store did not answer.
-    Unavailable(String),
-    /// It can run.
-    Ready {
-        /// The view's resolved table URI.
-        uri: String,
-        /// What the view equals, where it is current already.
-        current: Option<Current>,
-    },
-}
-
-/// Whether it is a refresh's turn.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Turn {
-    /// Nothing stands before it.
-    Now,
-    /// It waits, for what the sentence says.
-    Behind(String),
-}
-
-/// A refresh's Job.
-#[derive(Clone, Debug, PartialEq)]
-pub enum JobSeen {
-    /// There is none of that name.
-    Absent,
-    /// One of that name belongs to something else.
-    Foreign,
-    /// It is this refresh's.
-    Ours(JobState),
-}
-
-/// What a view's history says of a refresh.
-#[derive(Clone, Debug, PartialEq)]
-pub enum OutcomeSeen {
-    /// Its commit is there.
-    Found(Outcome),
-    /// There is none.
-    NotFound,
-    /// The history could not be read.
-    Unavailable(String),
-}
-
-/// Why a Job could not be created.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LaunchRefused {
-    /// A stable reason.
-    pub reason: String,
-    /// Whether the same Job would be refused again.
-    pub permanent: bool,
-    /// The API server's words, and what to do.
-    pub message: String,
-}
-
-/// What a look at a running Job's progress gave.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ProgressSeen {
-    /// It is not time to look, or the budget is spent, or nothing could be read.
-    Nothing,
-    /// What a worker said last.
-    At(Progress),
-}
-
-/// What to look at next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// The view and the cluster: fill [`Observed::world`].
-    World,
-    /// The queue: fill [`Observed::turn`].
-    Turn,
-    /// The Job: fill [`Observed::job`].
-    Job,
-    /// The view's history: fill [`Observed::outcome`].
-    Outcome,
-    /// The workers' log: fill [`Observed::progress`].
-    Progress,
-}
-
-/// What to do next.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Look, fill the field, and decide again.
-    Look(Look),
-    /// Write this status, and decide again with the resource as it is then.
-    Write(Box<Write>),
-    /// Create the Job, fill [`Observed::job`] or [`Observed::refused`], and decide again.
-    CreateJob,
-    /// Delete the Job with this UID and its pods, forget [`Observed::job`], and decide again.
-    DeleteJob {
-        /// The UID that it must have.
-        uid: String,
-    },
-    /// Delete the refresh: its time to live is over.
-    DeleteRefresh,
-    /// Nothing more now.
-    Wait(Pause),
-}
-
-/// A status to write.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Write {
-    /// The whole status.
-    pub status: MaterializedViewRefreshStatus,
-    /// A step in the refresh's life, to be told as an Event. None: a mere update.
-    pub step: Option<Step>,
-}
-
-/// A step in a refresh's life.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Step {
-    /// A stable reason.
-    pub reason: String,
-    /// One sentence.
-    pub message: String,
-    /// Whether something is wrong.
-    pub warning: bool,
-}
-
-/// How long to wait.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Pause {
-    /// Until something changes.
-    ForChange,
-    /// Until something changes, and no longer than this.
-    AtMost(Duration),
-    /// A little longer each time.
-    BackOff,
-}
 
 /// How long a Job may outlive its deadline before the controller stops it itself.
 const DEADLINE_MARGIN: SignedDuration = SignedDuration::from_secs(60);
@@ -196,11 +36,17 @@ const DEADLINE_MARGIN: SignedDuration = SignedDuration::from_secs(60);
 /// How often a running Job is looked at though nothing was heard of it.
 pub const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// How often a cluster that is out of reach is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
 /// What to do next about a refresh.
 pub fn decide(seen: &Observed) -> Action {
     if seen.refresh.metadata.deletion_timestamp.is_some() {
-        // Its Job is deleted with it, by the ownerReference.
-        return Action::Wait(Pause::ForChange);
+        return match seen.is_held() {
+            true => deleted(seen),
+            // Its Job is deleted with it, by the ownerReference.
+            false => Action::Wait(Pause::ForChange),
+        };
     }
     match seen.phase() {
         Phase::Succeeded | Phase::Failed | Phase::Cancelled => after_the_end(seen),
@@ -209,50 +55,9 @@ pub fn decide(seen: &Observed) -> Action {
     }
 }
 
-impl Observed {
-    /// Notes what a look at the Job showed, or that it must be looked at again.
-    ///
-    /// What the history said before that is forgotten: the Job may have
-    /// committed and ended in between.
-    pub fn saw_job(&mut self, job: Option<JobSeen>) {
-        self.job = job;
-        self.outcome = None;
-    }
-
-    fn status(&self) -> MaterializedViewRefreshStatus {
-        self.refresh.status.clone().unwrap_or_default()
-    }
-
-    fn phase(&self) -> Phase {
-        self.refresh
-            .status
-            .as_ref()
-            .map_or(Phase::Queued, |s| s.phase)
-    }
-
-    /// Whether a Job may ever have been created for it.
-    fn was_started(&self) -> bool {
-        let status = self.refresh.status.as_ref();
-        status.is_some_and(|s| s.job.is_some())
-    }
-
-    fn recorded_uid(&self) -> Option<&str> {
-        let job = self.refresh.status.as_ref()?.job.as_ref()?;
-        job.uid.as_deref()
-    }
-
-    fn overdue(&self, margin: SignedDuration) -> bool {
-        let start = self
-            .refresh
-            .status
-            .as_ref()
-            .and_then(|s| s.start_time.as_ref());
-        start.is_some_and(|start| self.now.duration_since(start.0) > self.deadline + margin)
-    }
-
-    fn to_be_stopped(&self) -> bool {
-        self.refresh.spec.cancel || self.refresh.spec.suspend || self.overdue(DEADLINE_MARGIN)
-    }
+fn to_be_stopped(seen: &Observed) -> bool {
+    let spec = &seen.refresh.spec;
+    spec.cancel || spec.suspend || seen.overdue(DEADLINE_MARGIN)
 }
 
 /// Queued or Suspended: no Job of it exists.
@@ -317,6 +122,8 @@ fn queued(seen: &Observed) -> Action {
         }
         // The view may have become current while this waited for its turn.
         (Some(Turn::Now), None) => Action::Look(Look::World),
+        (Some(Turn::Now), Some(_)) if seen.remote && !seen.is_held() => Action::Hold,
+        (Some(Turn::Now), Some(_)) if seen.is_held() && !seen.remote => Action::Release(None),
         (Some(Turn::Now), Some(uri)) => step(status::intent(seen, uri), reasons::LAUNCHING, false),
     }
 }
@@ -340,8 +147,10 @@ fn running(seen: &Observed) -> Action {
             })
         }
         Some(JobSeen::Absent) => resolve(seen, without_job),
+        Some(JobSeen::Away(why)) => resolve(seen, |seen| out_of_reach(seen, why)),
+        Some(JobSeen::Lost(why)) => resolve(seen, |seen| lost(seen, why)),
         // Creating it tells as much as looking for it.
-        None if seen.recorded_uid().is_none() && !seen.to_be_stopped() => resolve(seen, launch),
+        None if seen.recorded_uid().is_none() && !to_be_stopped(seen) => resolve(seen, launch),
         None => Action::Look(Look::Job),
     }
 }
@@ -355,6 +164,97 @@ fn resolve(seen: &Observed, otherwise: impl Fn(&Observed) -> Action) -> Action {
         // Nobody may wait for ever for a catalog that does not come back.
         Some(OutcomeSeen::Unavailable(_)) if seen.overdue(DEADLINE_MARGIN) => otherwise(seen),
         Some(OutcomeSeen::Unavailable(why)) => say(seen, why, Pause::BackOff),
+    }
+}
+
+/// Its Job's cluster does not answer, and there is no commit yet: the Job may
+/// run on, and only its deadline is sure to end it.
+fn out_of_reach(seen: &Observed, why: &str) -> Action {
+    if !seen.overdue(DEADLINE_MARGIN) {
+        return say(
+            seen,
+            &format!("Its Job is out of sight: {why}; it may run on, and its commit counts"),
+            Pause::AtMost(TRY_AGAIN),
+        );
+    }
+    if seen.refresh.spec.cancel {
+        return end(status::cancelled(seen));
+    }
+    let message = format!(
+        "its Job was out of sight until its deadline: {why}; see to that cluster and refresh again: what was finished is kept"
+    );
+    end(status::failed(seen, reasons::CLUSTER_LOST, &message))
+}
+
+/// Nobody can ask after its Job, nor stop it.
+fn lost(seen: &Observed, why: &str) -> Action {
+    if seen.refresh.spec.cancel {
+        return end(status::cancelled_unseen(seen, why));
+    }
+    if !seen.overdue(DEADLINE_MARGIN) {
+        return say(
+            seen,
+            &format!(
+                "Its Job is lost: {why}; if it still commits, that counts; cancel the refresh to let others go at once"
+            ),
+            Pause::AtMost(TRY_AGAIN),
+        );
+    }
+    out_of_reach(seen, why)
+}
+
+/// It is being deleted, and its Job is in another cluster.
+fn deleted(seen: &Observed) -> Action {
+    if matches!(seen.phase(), Phase::Queued | Phase::Suspended) {
+        // It has no Job.
+        return Action::Release(None);
+    }
+    match &seen.job {
+        None => Action::Look(Look::Job),
+        Some(JobSeen::Absent | JobSeen::Foreign) => Action::Release(None),
+        // Its own cluster ends its pods now.
+        Some(JobSeen::Ours(job)) if job.deleting => Action::Release(None),
+        Some(JobSeen::Ours(job)) => Action::DeleteJob {
+            uid: job.uid.clone(),
+        },
+        Some(JobSeen::Lost(why)) => Action::Release(Some(left(seen, why))),
+        Some(JobSeen::Away(why)) if seen.overdue(DEADLINE_MARGIN) => {
+            Action::Release(Some(left(seen, why)))
+        }
+        Some(JobSeen::Away(why)) => say(
+            seen,
+            &format!("It is deleted once its Job is: {why}"),
+            Pause::AtMost(TRY_AGAIN),
+        ),
+    }
+}
+
+/// It has ended, and its Job was in another cluster: the finalizer goes once
+/// that Job does no work any more. The Job itself is kept for its logs.
+fn release_after_the_end(seen: &Observed) -> Action {
+    let over = seen.overdue(DEADLINE_MARGIN);
+    match &seen.job {
+        None => Action::Look(Look::Job),
+        Some(JobSeen::Absent | JobSeen::Foreign) => Action::Release(None),
+        Some(JobSeen::Ours(job)) if job.end.is_some() || job.deleting => Action::Release(None),
+        Some(JobSeen::Ours(job)) if over || !is_ending(seen, job) => Action::DeleteJob {
+            uid: job.uid.clone(),
+        },
+        Some(JobSeen::Ours(_)) => keep(seen, Pause::AtMost(TRY_AGAIN)),
+        Some(JobSeen::Lost(why)) => Action::Release(Some(left(seen, why))),
+        Some(JobSeen::Away(why)) if over => Action::Release(Some(left(seen, why))),
+        Some(JobSeen::Away(_)) => keep(seen, Pause::AtMost(TRY_AGAIN)),
+    }
+}
+
+fn left(seen: &Observed, why: &str) -> Step {
+    Step {
+        reason: reasons::REMOTE_JOB_LEFT.to_string(),
+        message: format!(
+            "Job {} in namespace {} could not be asked after any more: {why}; its deadline and its time to live clean it up",
+            seen.job_name, seen.job_namespace
+        ),
+        warning: true,
     }
 }
 
@@ -419,7 +319,7 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
                 Pause::AtMost(Duration::from_secs(5)),
             )
         }
-        None if seen.to_be_stopped() => Action::DeleteJob {
+        None if to_be_stopped(seen) => Action::DeleteJob {
             uid: job.uid.clone(),
         },
         None if seen.recorded_uid() != Some(&job.uid) => {
@@ -427,7 +327,11 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
         }
         None => match &seen.progress {
             None => Action::Look(Look::Progress),
+            Some(ProgressSeen::Silent) if seen.outcome.is_none() => Action::Look(Look::Outcome),
             Some(progress) => {
+                if let Some(OutcomeSeen::Found(outcome)) = &seen.outcome {
+                    return succeed(seen, outcome);
+                }
                 let status = status::running(seen, job, progress);
                 if Some(&status) == seen.refresh.status.as_ref() {
                     return Action::Wait(Pause::AtMost(LOOK_AGAIN));
@@ -440,10 +344,13 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
 
 /// A terminal phase: nothing of it changes any more.
 fn after_the_end(seen: &Observed) -> Action {
+    if seen.is_held() {
+        return release_after_the_end(seen);
+    }
     if let Some(JobSeen::Ours(job)) = &seen.job
         && job.end.is_none()
         && !job.deleting
-        && (seen.phase() != Phase::Succeeded || seen.recorded_uid() != Some(&job.uid))
+        && !is_ending(seen, job)
     {
         // A create that an operator sent before it died has landed late.
         return Action::DeleteJob {
@@ -459,6 +366,12 @@ fn after_the_end(seen: &Observed) -> Action {
         Ok(left) if !left.is_zero() => keep(seen, Pause::AtMost(left)),
         _ => Action::DeleteRefresh,
     }
+}
+
+/// Whether a Job of a refresh that has ended ends by itself: its success was
+/// seen before the Job knew of it.
+fn is_ending(seen: &Observed, job: &JobState) -> bool {
+    seen.phase() == Phase::Succeeded && seen.recorded_uid() == Some(&job.uid)
 }
 
 fn succeed(seen: &Observed, outcome: &Outcome) -> Action {

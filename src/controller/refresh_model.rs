@@ -3,8 +3,10 @@
 //! real `decide` and the real queue.
 //!
 //! Between any two steps of the operator anything else may happen, and the
-//! operator may die, with a create under way that lands later or never. What
-//! must hold at every step and at the end is asserted where it could break.
+//! operator may die, with a create under way that lands later or never. Half of
+//! the refreshes have their Jobs in another cluster, which may be out of reach,
+//! or lost for good. What must hold at every step and at the end is asserted
+//! where it could break.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +17,7 @@ use proptest::prelude::*;
 use super::queue::{self, Place};
 use super::refresh::*;
 use crate::engine::outcome::{Mode, Outcome};
-use crate::resources::{MaterializedViewRefresh, Phase, Progress, reasons};
+use crate::resources::{MaterializedViewRefresh, Phase, Progress, names, reasons};
 
 const REFRESHES: usize = 4;
 const DEADLINE: i64 = 600;
@@ -27,6 +29,22 @@ struct Stored {
     committed: Option<Outcome>,
     /// The end that was written.
     ended: Option<Phase>,
+    /// It was deleted, and is.
+    gone: bool,
+}
+
+/// Whether the other cluster can be reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Far {
+    Up,
+    Away,
+    /// Its RefreshCluster was deleted.
+    Lost,
+}
+
+/// Whether a refresh's Jobs are made in the other cluster.
+fn remote(of: usize) -> bool {
+    of % 2 == 1
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +80,7 @@ struct Model {
     now: i64,
     catalog_up: bool,
     quota: bool,
+    far: Far,
     stored: Vec<Stored>,
     jobs: BTreeMap<usize, Job>,
     /// Pods whose Job was forced away under them.
@@ -91,6 +110,7 @@ impl Model {
                     version: 1,
                     committed: None,
                     ended: None,
+                    gone: false,
                 }
             })
             .collect();
@@ -98,6 +118,7 @@ impl Model {
             now: 1_000,
             catalog_up: true,
             quota: false,
+            far: Far::Up,
             stored,
             jobs: BTreeMap::new(),
             orphans: Vec::new(),
@@ -151,6 +172,9 @@ impl Model {
     }
 
     fn start(&mut self, at: usize, of: usize) {
+        if self.stored[of].gone {
+            return;
+        }
         let (mut refresh, mut version) = self.operators[at].cache[&of].clone();
         let job = refresh.status.as_ref().and_then(|s| s.job.as_ref());
         if job.is_some_and(|job| job.uid.is_none()) {
@@ -165,8 +189,10 @@ impl Model {
         let seen = Observed {
             now: Timestamp::from_second(self.now).unwrap(),
             job_name: format!("job-{of}"),
+            job_namespace: "ns".into(),
+            remote: remote(of),
             deadline: SignedDuration::from_secs(DEADLINE),
-            job: terminal.then(|| self.job(of)),
+            job: (terminal && !is_held(&refresh)).then(|| self.cached_job(of)),
             refresh,
             world: None,
             turn: None,
@@ -177,7 +203,18 @@ impl Model {
         self.operators[at].pass = Some(Pass { of, version, seen });
     }
 
-    fn job(&self, of: usize) -> JobSeen {
+    /// As a look at its cluster shows it.
+    fn job(&self, of: usize, held: bool) -> JobSeen {
+        match self.far {
+            Far::Away if held => JobSeen::Away("away".into()),
+            Far::Lost if held => JobSeen::Lost("gone".into()),
+            // A Job of this cluster is not in the other one, nor the other way round.
+            _ if held != remote(of) => JobSeen::Absent,
+            _ => self.cached_job(of),
+        }
+    }
+
+    fn cached_job(&self, of: usize) -> JobSeen {
         let Some(job) = self.jobs.get(&of) else {
             return JobSeen::Absent;
         };
@@ -215,7 +252,10 @@ impl Model {
                 });
             }
             Action::Look(Look::Turn) => pass.seen.turn = Some(self.turn(at, of)),
-            Action::Look(Look::Job) => pass.seen.saw_job(Some(self.job(of))),
+            Action::Look(Look::Job) => {
+                let held = pass.seen.is_held();
+                pass.seen.saw_job(Some(self.job(of, held)));
+            }
             Action::Look(Look::Outcome) => {
                 pass.seen.outcome = Some(match (&self.stored[of].committed, self.catalog_up) {
                     (_, false) => OutcomeSeen::Unavailable("away".into()),
@@ -224,10 +264,13 @@ impl Model {
                 });
             }
             Action::Look(Look::Progress) => {
-                pass.seen.progress = Some(ProgressSeen::At(Progress {
-                    units_done: self.now,
-                    ..Progress::default()
-                }));
+                pass.seen.progress = Some(match self.now % 3 {
+                    0 => ProgressSeen::Silent,
+                    _ => ProgressSeen::At(Progress {
+                        units_done: self.now,
+                        ..Progress::default()
+                    }),
+                });
             }
             Action::Write(write) => {
                 if !self.write(&mut pass, &write) {
@@ -240,6 +283,38 @@ impl Model {
                 self.operators[at].cache.insert(of, known);
             }
             Action::CreateJob => self.create_for(&mut pass),
+            Action::Hold => {
+                assert!(remote(of));
+                if !self.finalize(&mut pass, true) {
+                    self.operators[at].reserved.remove(&of);
+                    return;
+                }
+            }
+            Action::Release(told) => {
+                if !self.finalize(&mut pass, false) {
+                    self.operators[at].reserved.remove(&of);
+                    return;
+                }
+                let stored = &mut self.stored[of];
+                let given_up = told.is_some() || self.far != Far::Up;
+                if let Some(job) = self.jobs.get(&of)
+                    && self.operators.len() == 1
+                    && !self.late_once.contains(&of)
+                {
+                    let works = matches!(job.work, Work::Pending | Work::Running) && !job.deleting;
+                    assert!(!works || given_up, "released while Job {job:?} works");
+                }
+                if stored.refresh.metadata.deletion_timestamp.is_some() {
+                    stored.gone = true;
+                    self.operators[at].reserved.remove(&of);
+                    return;
+                }
+            }
+            Action::DeleteJob { uid } if self.far != Far::Up && pass.seen.is_held() => {
+                assert!(!uid.is_empty());
+                let unseen = self.job(of, true);
+                pass.seen.saw_job(Some(unseen));
+            }
             Action::DeleteJob { uid } => {
                 if let Some(job) = self.jobs.get_mut(&of)
                     && job.uid == uid
@@ -274,13 +349,14 @@ impl Model {
             .stored
             .iter()
             .enumerate()
-            .filter(|(_, s)| phase(&s.refresh) == Phase::Running);
+            .filter(|(_, s)| phase(&s.refresh) == Phase::Running && !s.gone);
         let mut others: Vec<Place> = running
             .filter_map(|(of, s)| place(&s.refresh, of))
             .collect();
         let cached = self.operators[at].cache.iter();
         others.extend(
             cached
+                .filter(|(of, _)| !self.stored[**of].gone)
                 .filter(|(_, (r, _))| r.status.is_some() && phase(r) == Phase::Queued)
                 .filter_map(|(of, (refresh, _))| place(refresh, *of)),
         );
@@ -296,9 +372,24 @@ impl Model {
         turn
     }
 
-    fn write(&mut self, pass: &mut Pass, write: &Write) -> bool {
+    /// Adds or removes the finalizer, if the refresh is what was looked at.
+    fn finalize(&mut self, pass: &mut Pass, held: bool) -> bool {
         let stored = &mut self.stored[pass.of];
-        if stored.version != pass.version {
+        if stored.version != pass.version || stored.gone {
+            return false;
+        }
+        let finalizers = held.then(|| vec![names::REMOTE_FINALIZER.to_string()]);
+        stored.refresh.metadata.finalizers = finalizers;
+        stored.version += 1;
+        pass.version = stored.version;
+        pass.seen.refresh = stored.refresh.clone();
+        true
+    }
+
+    fn write(&mut self, pass: &mut Pass, write: &Write) -> bool {
+        let lost = remote(pass.of) && self.far == Far::Lost;
+        let stored = &mut self.stored[pass.of];
+        if stored.version != pass.version || stored.gone {
             return false;
         }
         let (before, after) = (phase(&stored.refresh), write.status.phase);
@@ -318,7 +409,7 @@ impl Model {
             // was forced away, and a Job that a dead operator had asked for.
             let behind_the_back =
                 self.orphaned_once.contains(&pass.of) || self.late_once.contains(&pass.of);
-            if stored.committed.is_some() && !behind_the_back && !given_up {
+            if stored.committed.is_some() && !behind_the_back && !given_up && !lost {
                 assert_eq!(after, Phase::Succeeded, "a commit was overlooked");
             }
             if matches!(after, Phase::Failed | Phase::Cancelled)
@@ -328,6 +419,7 @@ impl Model {
                 assert!(
                     matches!(job.work, Work::Failed | Work::Succeeded)
                         || given_up
+                        || lost
                         || self.late_once.contains(&pass.of),
                     "{after:?} was said while Job {job:?} may do the work"
                 );
@@ -347,7 +439,7 @@ impl Model {
     fn one_running_per_view(&self) {
         let mut views = BTreeSet::new();
         for (of, stored) in self.stored.iter().enumerate() {
-            if phase(&stored.refresh) == Phase::Running {
+            if phase(&stored.refresh) == Phase::Running && !stored.gone {
                 assert!(views.insert(self.uri(of)), "two refreshes of one view run");
             }
         }
@@ -355,12 +447,28 @@ impl Model {
 
     fn create_for(&mut self, pass: &mut Pass) {
         let of = pass.of;
+        let held = pass.seen.is_held();
+        assert_eq!(held, remote(of), "a Job in the wrong cluster");
+        if self.stored[of].gone {
+            // Its Job is swept up.
+            return;
+        }
+        if held && self.far != Far::Up {
+            // The answer is lost; the create may have landed.
+            if self.far == Far::Away && self.now % 2 == 0 {
+                self.late_once.insert(of);
+                self.create(of);
+            }
+            pass.seen.saw_job(Some(self.job(of, held)));
+            return;
+        }
         let stored = phase(&self.stored[of].refresh);
         if self.operators.len() == 1 {
             assert_eq!(stored, Phase::Running, "launched without an intent");
             assert!(
                 self.stored[of].committed.is_none()
                     || self.orphaned_once.contains(&of)
+                    || self.late_once.contains(&of)
                     || self.jobs.contains_key(&of),
                 "launched again after its success"
             );
@@ -374,7 +482,7 @@ impl Model {
             return;
         }
         self.create(of);
-        pass.seen.saw_job(Some(self.job(of)));
+        pass.seen.saw_job(Some(self.cached_job(of)));
     }
 
     /// As the API server does it: a second create of the same name meets the first.
@@ -421,6 +529,13 @@ impl Model {
     }
 
     fn remove_job(&mut self, of: usize, forced: bool) {
+        let status = self.stored[of].refresh.status.as_ref();
+        let recorded = status.and_then(|s| s.job.as_ref()?.uid.as_ref());
+        if recorded.is_none() {
+            // It came and went unseen, perhaps between a look at the history and
+            // a create: then the worker finds the commit, and does nothing.
+            self.late_once.insert(of);
+        }
         if let Some(job) = self.jobs.remove(&of)
             && forced
             && job.work == Work::Running
@@ -432,6 +547,9 @@ impl Model {
 
     fn edit(&mut self, of: usize, change: impl FnOnce(&mut MaterializedViewRefresh)) {
         let stored = &mut self.stored[of];
+        if stored.gone {
+            return;
+        }
         change(&mut stored.refresh);
         stored.version += 1;
         *stored.refresh.metadata.generation.get_or_insert(1) += 1;
@@ -474,6 +592,21 @@ impl Model {
             58 => self.edit(of, |refresh| refresh.spec.priority = (kind % 3) as i32),
             59 => self.catalog_up = !kind.is_multiple_of(3),
             60 => self.quota = kind.is_multiple_of(3),
+            61 => {
+                self.far = match kind % 16 {
+                    0 => Far::Lost,
+                    1..6 => Far::Away,
+                    _ if self.far == Far::Lost => Far::Lost,
+                    _ => Far::Up,
+                }
+            }
+            62 if kind.is_multiple_of(8) && remote(of) => {
+                if is_held(&self.stored[of].refresh) {
+                    self.edit(of, |refresh| {
+                        refresh.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+                    });
+                }
+            }
             _ => self.now += i64::from(kind % 40),
         }
     }
@@ -482,6 +615,9 @@ impl Model {
     fn settle(&mut self) {
         self.catalog_up = true;
         self.quota = false;
+        if self.far == Far::Away {
+            self.far = Far::Up;
+        }
         self.orphans.clear();
         for of in std::mem::take(&mut self.late) {
             self.create(of);
@@ -491,8 +627,16 @@ impl Model {
                 self.edit(of, |refresh| refresh.spec.suspend = false);
             }
         }
-        for _ in 0..40 {
+        for round in 0..60 {
+            if round % 20 == 19 && self.far == Far::Lost {
+                // Only the deadline ends what nobody can look at; each may have
+                // waited for the one before it.
+                self.now += DEADLINE + 100;
+            }
             for of in 0..REFRESHES {
+                if self.stored[of].gone {
+                    continue;
+                }
                 for at in 0..self.operators.len() {
                     while self.operators[at].pass.is_some() {
                         self.operate(at, of);
@@ -514,6 +658,11 @@ impl Model {
             self.now += 1;
         }
         for (of, stored) in self.stored.iter().enumerate() {
+            let deleted = stored.refresh.metadata.deletion_timestamp.is_some();
+            assert_eq!(stored.gone, deleted, "r{of} is deleted and stays");
+            if stored.gone {
+                continue;
+            }
             let phase = phase(&stored.refresh);
             assert!(
                 phase.is_terminal(),
@@ -522,7 +671,12 @@ impl Model {
             );
             let status = stored.refresh.status.as_ref().unwrap();
             assert!(status.message.is_some() && status.completion_time.is_some());
+            assert!(
+                !is_held(&stored.refresh),
+                "r{of} is {phase:?} and held for ever"
+            );
             if phase != Phase::Succeeded
+                && (self.far == Far::Up || !remote(of))
                 && let Some(job) = self.jobs.get(&of)
             {
                 let ended = matches!(job.work, Work::Succeeded | Work::Failed);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::SignedDuration;
 
 use super::refresh::{JobState, Observed, ProgressSeen};
 use crate::engine::freshness::Current;
@@ -41,6 +42,7 @@ pub fn intent(seen: &Observed, uri: String) -> Status {
     status.phase = Phase::Running;
     status.view_uri = Some(uri);
     status.start_time = Some(Time(seen.now));
+    status.deadline_time = Some(Time(seen.now + seen.deadline));
     status.job = Some(job_ref(seen, None));
     status
 }
@@ -85,6 +87,7 @@ pub fn suspended(seen: &Observed) -> Status {
     // As a batch/v1 Job's, its clock starts anew when it is resumed. That a Job
     // once was is still to be seen from the Job's name.
     status.start_time = None;
+    status.deadline_time = None;
     if let Some(job) = &mut status.job {
         job.uid = None;
     }
@@ -183,16 +186,34 @@ pub fn failed(seen: &Observed, reason: &str, message: &str) -> Status {
 /// It was not done in time.
 pub fn overdue(seen: &Observed) -> Status {
     let message = format!(
-        "not done within {} s of its start; raise activeDeadlineSeconds of RefreshCluster '{}' and refresh again: what was finished is kept",
-        seen.deadline.as_secs(),
+        "not done within {} s of its start; allow it more by activeDeadlineSeconds of the refresh or of RefreshCluster '{}' and refresh again: what was finished is kept",
+        allowed(seen).as_secs(),
         seen.refresh.spec.cluster
     );
     failed(seen, reasons::DEADLINE_EXCEEDED, &message)
 }
 
+/// What it was given when it started.
+fn allowed(seen: &Observed) -> SignedDuration {
+    let status = seen.refresh.status.as_ref();
+    let times = status.and_then(|s| s.start_time.as_ref().zip(s.deadline_time.as_ref()));
+    times.map_or(seen.deadline, |(start, end)| end.0.duration_since(start.0))
+}
+
 /// It was asked to end.
 pub fn cancelled(seen: &Observed) -> Status {
     let mut status = said(seen, "Cancelled by spec.cancel; the view is as it was");
+    status.phase = Phase::Cancelled;
+    ended(seen, &mut status, condition::FAILED, reasons::CANCELLED);
+    status
+}
+
+/// It was asked to end, and nobody can look whether its Job did.
+pub fn cancelled_unseen(seen: &Observed, why: &str) -> Status {
+    let message = format!(
+        "Cancelled by spec.cancel, without its Job having been seen to end: {why}; should that still commit, the view is right all the same"
+    );
+    let mut status = said(seen, &message);
     status.phase = Phase::Cancelled;
     ended(seen, &mut status, condition::FAILED, reasons::CANCELLED);
     status
@@ -244,7 +265,7 @@ fn set(
 fn job_ref(seen: &Observed, uid: Option<String>) -> JobRef {
     JobRef {
         name: seen.job_name.clone(),
-        namespace: seen.refresh.metadata.namespace.clone().unwrap_or_default(),
+        namespace: seen.job_namespace.clone(),
         cluster: seen.refresh.spec.cluster.clone(),
         uid,
     }

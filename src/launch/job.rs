@@ -17,9 +17,10 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 use std::collections::BTreeMap;
+use thiserror::Error;
 
 use crate::protocol::{self, Task, exit};
-use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names};
+use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
 use crate::telemetry::otlp;
 use crate::telemetry::trace::{self, Origin};
 
@@ -49,38 +50,74 @@ pub struct Home {
     pub environment: Vec<(String, String)>,
 }
 
-/// How many worker pods share the work of a refresh: what it asks for, else
-/// the cluster's default; never more than the cluster's ceiling.
-pub fn concurrency(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec) -> i32 {
-    let asked = refresh.spec.concurrency;
-    let asked = asked.unwrap_or(cluster.default_concurrency);
-    asked.clamp(1, cluster.max_concurrency.max(1))
+/// Where a Job is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// The namespace.
+    pub namespace: &'a str,
+    /// In another cluster, where nothing can be owned by the refresh.
+    pub remote: bool,
+}
+
+/// Why a cluster makes no Job.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum JobError {
+    /// Its template is none.
+    #[error("{0}; mend it")]
+    Template(String),
+    /// An image is not on the list of its policy.
+    #[error(
+        "image '{0}' is not among spec.policy.images; add it there, or have the pods run another"
+    )]
+    Image(String),
+}
+
+impl JobError {
+    /// A stable reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            JobError::Template(_) => reasons::INVALID_TEMPLATE,
+            JobError::Image(_) => reasons::IMAGE_NOT_ALLOWED,
+        }
+    }
+}
+
+/// How many worker pods share the work of a refresh.
+fn concurrency(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec) -> i32 {
+    cluster.concurrency(refresh.spec.concurrency)
 }
 
 /// The Job of a refresh.
-///
-/// Fails with a sentence if the cluster's template is none.
 pub fn job(
     refresh: &MaterializedViewRefresh,
     cluster: &RefreshClusterSpec,
     home: &Home,
-) -> Result<Job, String> {
+    place: Place<'_>,
+) -> Result<Job, JobError> {
     let pods = concurrency(refresh, cluster);
     let labels = labels(refresh, home);
+    let template = template(refresh, cluster, home, &labels)?;
+    allowed(&template, cluster)?;
+    let theirs = template.metadata.clone().unwrap_or_default();
+    let owner = owner(refresh).filter(|_| !place.remote);
     Ok(Job {
         metadata: ObjectMeta {
             name: Some(name(refresh, home)),
-            namespace: refresh.metadata.namespace.clone(),
-            labels: Some(labels.clone()),
-            owner_references: owner(refresh).map(|owner| vec![owner]),
+            namespace: Some(place.namespace.to_string()),
+            labels: Some(of_kueue(theirs.labels).chain(labels).collect()),
+            annotations: Some(of_kueue(theirs.annotations).collect())
+                .filter(|all: &BTreeMap<_, _>| !all.is_empty()),
+            owner_references: owner.map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
         spec: Some(JobSpec {
             completion_mode: Some("Indexed".into()),
             completions: Some(pods),
             parallelism: Some(pods),
-            backoff_limit: Some(cluster.backoff_limit),
-            active_deadline_seconds: Some(cluster.active_deadline_seconds),
+            backoff_limit: Some(cluster.retries(refresh.spec.backoff_limit)),
+            active_deadline_seconds: Some(
+                cluster.deadline_seconds(refresh.spec.active_deadline_seconds),
+            ),
             ttl_seconds_after_finished: Some(KEEP_FINISHED_SECONDS),
             success_policy: Some(SuccessPolicy {
                 rules: vec![SuccessPolicyRule {
@@ -89,11 +126,35 @@ pub fn job(
                 }],
             }),
             pod_failure_policy: Some(failure_policy()),
-            template: template(refresh, cluster, home, labels)?,
+            template,
+            // `suspend` is left out: a queue of Kueue's sets it, and takes it back.
             ..JobSpec::default()
         }),
         status: None,
     })
+}
+
+/// Kueue reads its labels from the Job, and a template has none but its pods'.
+fn of_kueue(theirs: Option<BTreeMap<String, String>>) -> impl Iterator<Item = (String, String)> {
+    let theirs = theirs.into_iter().flatten();
+    theirs.filter(|(key, _)| key.starts_with(names::KUEUE_PREFIX))
+}
+
+/// Refuses a pod with an image that the cluster's policy does not list.
+fn allowed(template: &PodTemplateSpec, cluster: &RefreshClusterSpec) -> Result<(), JobError> {
+    let policy = cluster.policy();
+    let spec = template.spec.iter();
+    let containers = spec.flat_map(|spec| {
+        spec.init_containers
+            .iter()
+            .flatten()
+            .chain(&spec.containers)
+    });
+    let mut images = containers.filter_map(|container| container.image.as_ref());
+    match images.find(|image| !policy.allows_image(image)) {
+        Some(image) => Err(JobError::Image(image.clone())),
+        None => Ok(()),
+    }
 }
 
 /// The name of a refresh's Job.
@@ -200,18 +261,21 @@ fn template(
     refresh: &MaterializedViewRefresh,
     cluster: &RefreshClusterSpec,
     home: &Home,
-    labels: BTreeMap<String, String>,
-) -> Result<PodTemplateSpec, String> {
+    labels: &BTreeMap<String, String>,
+) -> Result<PodTemplateSpec, JobError> {
     let mut template = ours(cluster.image.as_deref().unwrap_or(&home.image));
     let theirs = match &cluster.template {
-        Some(patch) => patch.typed()?,
+        Some(patch) => patch.typed().map_err(JobError::Template)?,
         None => PodTemplateSpec::default(),
     };
     make_room(&mut template, &theirs);
     template.merge_from(theirs);
 
     let meta = template.metadata.get_or_insert_default();
-    meta.labels.get_or_insert_default().extend(labels);
+    let ours = labels
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()));
+    meta.labels.get_or_insert_default().extend(ours);
     let spec = template.spec.get_or_insert_default();
     // A Job's pods may not be restarted in place: each end is counted.
     spec.restart_policy = Some("Never".into());
@@ -364,9 +428,83 @@ mod tests {
         }
     }
 
+    const HERE: Place<'static> = Place {
+        namespace: "ns",
+        remote: false,
+    };
+
     fn made(spec: Value, cluster: Value) -> Value {
         let cluster: RefreshClusterSpec = serde_json::from_value(cluster).unwrap();
-        serde_json::to_value(job(&refresh(spec), &cluster, &home()).unwrap()).unwrap()
+        serde_json::to_value(job(&refresh(spec), &cluster, &home(), HERE).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_job_in_another_cluster_is_owned_by_nothing_and_found_by_its_labels() {
+        let place = Place {
+            namespace: "there",
+            remote: true,
+        };
+        let refresh = refresh(json!({"view": ["v"]}));
+        let job = job(&refresh, &RefreshClusterSpec::default(), &home(), place).unwrap();
+        assert_eq!(job.metadata.namespace.as_deref(), Some("there"));
+        assert_eq!(job.metadata.owner_references, None);
+        assert!(is_of(&job, &refresh));
+        let labels = job.metadata.labels.unwrap();
+        assert_eq!(labels[names::HOME_LABEL], "home-1");
+        assert_eq!(labels[names::REFRESH_LABEL], "r");
+    }
+
+    #[test]
+    fn a_queue_of_kueues_is_named_on_the_job_and_its_suspension_is_left_to_it() {
+        let queue = "kueue.x-k8s.io/queue-name";
+        let job = made(
+            json!({"view": ["v"]}),
+            json!({"template": {"metadata": {
+                "labels": {queue: "team-a", "team": "a"},
+                "annotations": {"kueue.x-k8s.io/podset-required-topology": "rack", "note": "n"},
+            }}}),
+        );
+        assert_eq!(job["metadata"]["labels"][queue], "team-a");
+        assert!(job["metadata"]["labels"].get("team").is_none());
+        assert_eq!(
+            job["metadata"]["annotations"],
+            json!({"kueue.x-k8s.io/podset-required-topology": "rack"})
+        );
+        assert_eq!(job["spec"]["template"]["metadata"]["labels"]["team"], "a");
+        assert!(job["spec"].get("suspend").is_none());
+    }
+
+    #[test]
+    fn deadline_and_retries_are_the_refreshs_within_the_clusters_ceilings() {
+        let job = made(
+            json!({"view": ["v"], "activeDeadlineSeconds": 900, "backoffLimit": 1}),
+            json!({"activeDeadlineSeconds": 60, "maxActiveDeadlineSeconds": 600, "backoffLimit": 3}),
+        );
+        assert_eq!(job["spec"]["activeDeadlineSeconds"], 600);
+        assert_eq!(job["spec"]["backoffLimit"], 1);
+    }
+
+    #[test]
+    fn an_image_that_the_policy_does_not_list_makes_no_job_wherever_it_stands() {
+        let refused = |cluster: Value| {
+            let cluster: RefreshClusterSpec = serde_json::from_value(cluster).unwrap();
+            let refresh = refresh(json!({"view": ["v"]}));
+            job(&refresh, &cluster, &home(), HERE).err()
+        };
+        let policy = json!({"images": ["relance:1"]});
+        assert_eq!(refused(json!({"policy": policy})), None);
+        assert_eq!(
+            refused(json!({"policy": policy, "image": "relance:2"})),
+            Some(JobError::Image("relance:2".into()))
+        );
+        for kind in ["containers", "initContainers"] {
+            let template = json!({"spec": {kind: [{"name": "side", "image": "side:1"}]}});
+            assert_eq!(
+                refused(json!({"policy": policy, "template": template})),
+                Some(JobError::Image("side:1".into())),
+                "{kind}"
+            );
+        }
     }
 
     fn worker(job: &Value) -> &Value {

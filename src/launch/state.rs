@@ -45,7 +45,8 @@ pub fn of<'a>(job: &Job, pods: impl IntoIterator<Item = &'a Pod>) -> JobState {
         stuck: pods
             .iter()
             .find_map(|pod| why_stuck(pod))
-            .or_else(|| why_again(&pods)),
+            .or_else(|| why_again(&pods))
+            .or_else(|| why_held(job)),
         uid,
     }
 }
@@ -88,7 +89,7 @@ fn end(job: &Job, pods: &[&Pod]) -> Option<JobEnd> {
     let (reason, message) = match reason {
         reasons::DEADLINE_EXCEEDED => (
             reasons::DEADLINE_EXCEEDED,
-            "the Job ran longer than activeDeadlineSeconds of its RefreshCluster; raise it and refresh again: what was finished is kept".to_string(),
+            "the Job ran longer than activeDeadlineSeconds of the refresh or its RefreshCluster allows; raise it and refresh again: what was finished is kept".to_string(),
         ),
         reasons::BACKOFF_LIMIT_EXCEEDED => (
             reasons::BACKOFF_LIMIT_EXCEEDED,
@@ -165,6 +166,18 @@ fn why_stuck(pod: &Pod) -> Option<String> {
             "Container {} of the worker pod does not start: {reason}: {message}",
             container.name
         ))
+    })
+}
+
+/// A Job that is suspended is so by others: relance stops Jobs by deleting them.
+fn why_held(job: &Job) -> Option<String> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    let held = conditions
+        .iter()
+        .any(|c| c.type_ == "Suspended" && c.status == "True");
+    let name = job.metadata.name.as_deref().unwrap_or_default();
+    held.then(|| {
+        format!("Job {name} is suspended: it waits until its queue admits it, or whoever suspended it lets it go on")
     })
 }
 
@@ -353,6 +366,13 @@ mod tests {
         let mut stranger = ended(0, None, 1);
         stranger.metadata.owner_references.as_mut().unwrap()[0].uid = "other".into();
         assert_eq!(of(&job(json!([])), [&stranger]).end, None);
+    }
+
+    #[test]
+    fn a_job_that_a_queue_holds_says_so() {
+        let held = of(&job(true_("Suspended", "JobSuspended")), []);
+        assert!(held.stuck.unwrap().contains("until its queue admits it"));
+        assert_eq!(held.end, None);
     }
 
     #[test]

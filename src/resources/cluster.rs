@@ -1,7 +1,10 @@
 //! `RefreshCluster`: where and how refresh Jobs run.
+//!
+//! In this cluster, beside the refreshes, or in another one through a
+//! kubeconfig in a Secret ([`crate::launch::kubeconfig`] says which are taken).
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -30,11 +33,23 @@ use super::refresh::SecretRef;
     printcolumn(name = "Version", type_ = "string", json_path = ".status.serverVersion", description = "Version of the cluster's API server."),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since it was created."),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", description = "Why it is ready or not.", priority = 1),
+    printcolumn(name = "Contact", type_ = "date", json_path = ".status.lastContactTime", description = "Time since its API server last answered.", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", description = "What to do about it.", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.defaultConcurrency <= self.maxConcurrency").message("spec.defaultConcurrency must not be greater than spec.maxConcurrency"))]
+#[x_kube(validation = Rule::new("!has(self.maxActiveDeadlineSeconds) || self.activeDeadlineSeconds <= self.maxActiveDeadlineSeconds").message("spec.activeDeadlineSeconds must not be greater than spec.maxActiveDeadlineSeconds"))]
+#[x_kube(validation = Rule::new("!has(self.maxBackoffLimit) || self.backoffLimit <= self.maxBackoffLimit").message("spec.backoffLimit must not be greater than spec.maxBackoffLimit"))]
+#[x_kube(validation = Rule::new("!has(self.namespace) || has(self.kubeconfigSecretRef)").message("spec.namespace is for another cluster: give spec.kubeconfigSecretRef too, or leave it out, since Jobs in this cluster run in the namespace of their refreshes"))]
 pub struct RefreshClusterSpec {
+    /// Secret in this namespace with the kubeconfig of another cluster, in which the Jobs run. Absent: they run in this cluster and namespace. The kubeconfig must hold its certificates or its token inline; files, programs, plug-ins, proxies, impersonation and unverified TLS are refused. It is read again when it changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubeconfig_secret_ref: Option<KubeconfigRef>,
+    /// Namespace of the Jobs in the other cluster. Absent: the one that the kubeconfig's context names, else `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("spec.namespace must be the name of a namespace: lower-case letters, digits and '-'"))]
+    pub namespace: Option<String>,
     /// Image of the worker container. Absent: the image that the operator itself runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
@@ -57,14 +72,83 @@ pub struct RefreshClusterSpec {
     #[serde(default = "max_active_refreshes")]
     #[schemars(range(min = 1, max = 10000))]
     pub max_active_refreshes: i32,
-    /// Seconds after its start at which a Job is stopped and its refresh Failed.
+    /// Seconds after its start at which a Job is stopped and its refresh Failed, where the refresh names none.
     #[serde(default = "active_deadline_seconds")]
     #[schemars(range(min = 1, max = 31536000))]
     pub active_deadline_seconds: i64,
-    /// How often a worker pod that failed is replaced before the refresh fails. Evicted and preempted pods do not count.
+    /// Most seconds that a refresh may ask for; more is cut down to this. Absent: `activeDeadlineSeconds`, so that a refresh may only ask for less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31536000))]
+    pub max_active_deadline_seconds: Option<i64>,
+    /// How often a worker pod that failed is replaced before the refresh fails, where the refresh does not say. Evicted and preempted pods do not count.
     #[serde(default = "backoff_limit")]
     #[schemars(range(min = 0, max = 100))]
     pub backoff_limit: i32,
+    /// Most that a refresh may ask for; more is cut down to this. Absent: `backoffLimit`, so that a refresh may only ask for less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub max_backoff_limit: Option<i32>,
+    /// What refreshes through this cluster may bring along. Absent: everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<ClusterPolicy>,
+}
+
+/// A kubeconfig in a Secret of the RefreshCluster's own namespace.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KubeconfigRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key of the kubeconfig in it.
+    #[serde(default = "kubeconfig_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// What refreshes through a cluster may bring along.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterPolicy {
+    /// Whether a refresh may bring a Geneva manifest of its own, and not only use the one stored with its view. False: such a refresh fails with ManifestNotAllowed.
+    #[serde(default = "yes")]
+    pub inline_manifests: bool,
+    /// Images that worker pods may run and Geneva manifests may name: whole references, or their beginnings with a `*` at the end, such as `registry.example.com/team/*`. Compared as written. Absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 1024)))]
+    pub images: Option<Vec<String>>,
+}
+
+impl Default for ClusterPolicy {
+    fn default() -> Self {
+        Self {
+            inline_manifests: yes(),
+            images: None,
+        }
+    }
+}
+
+impl ClusterPolicy {
+    /// Whether `image` is on the list, if there is one.
+    pub fn allows_image(&self, image: &str) -> bool {
+        let Some(images) = &self.images else {
+            return true;
+        };
+        images
+            .iter()
+            .any(|allowed| match allowed.strip_suffix('*') {
+                Some(beginning) => image.starts_with(beginning),
+                None => image == allowed,
+            })
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn kubeconfig_key() -> String {
+    "kubeconfig".to_string()
 }
 
 fn default_concurrency() -> i32 {
@@ -90,6 +174,8 @@ fn backoff_limit() -> i32 {
 impl Default for RefreshClusterSpec {
     fn default() -> Self {
         Self {
+            kubeconfig_secret_ref: None,
+            namespace: None,
             image: None,
             template: None,
             storage_secret_ref: None,
@@ -97,8 +183,42 @@ impl Default for RefreshClusterSpec {
             max_concurrency: max_concurrency(),
             max_active_refreshes: max_active_refreshes(),
             active_deadline_seconds: active_deadline_seconds(),
+            max_active_deadline_seconds: None,
             backoff_limit: backoff_limit(),
+            max_backoff_limit: None,
+            policy: None,
         }
+    }
+}
+
+impl RefreshClusterSpec {
+    /// Whether its Jobs run in another cluster.
+    pub fn is_remote(&self) -> bool {
+        self.kubeconfig_secret_ref.is_some()
+    }
+
+    /// How many worker pods share the work of a refresh that asks for `asked`.
+    pub fn concurrency(&self, asked: Option<i32>) -> i32 {
+        let pods = asked.unwrap_or(self.default_concurrency);
+        pods.clamp(1, self.max_concurrency.max(1))
+    }
+
+    /// Seconds that a refresh may take which asks for `asked`.
+    pub fn deadline_seconds(&self, asked: Option<i64>) -> i64 {
+        let most = self.max_active_deadline_seconds;
+        let most = most.unwrap_or(self.active_deadline_seconds);
+        asked.unwrap_or(self.active_deadline_seconds).min(most)
+    }
+
+    /// How often a failed worker pod is replaced, for a refresh that asks for `asked`.
+    pub fn retries(&self, asked: Option<i32>) -> i32 {
+        let most = self.max_backoff_limit.unwrap_or(self.backoff_limit);
+        asked.unwrap_or(self.backoff_limit).min(most)
+    }
+
+    /// What refreshes through it may bring along.
+    pub fn policy(&self) -> ClusterPolicy {
+        self.policy.clone().unwrap_or_default()
     }
 }
 
@@ -172,10 +292,66 @@ pub struct RefreshClusterStatus {
     /// Version of the cluster's API server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_version: Option<String>,
+    /// When the cluster's API server last answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_contact_time: Option<Time>,
     /// Refreshes that run through this cluster.
     #[serde(default)]
     pub active: i32,
     /// Refreshes that wait for this cluster.
     #[serde(default)]
     pub queued: i32,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(spec: Value) -> RefreshClusterSpec {
+        serde_json::from_value(spec).expect("a spec")
+    }
+
+    #[test]
+    fn a_refresh_gets_what_it_asks_for_up_to_the_ceiling_and_the_default_where_it_asks_for_nothing()
+    {
+        let low = spec(json!({"activeDeadlineSeconds": 60, "backoffLimit": 2}));
+        assert_eq!(low.deadline_seconds(None), 60);
+        assert_eq!(low.deadline_seconds(Some(10)), 10);
+        assert_eq!(low.deadline_seconds(Some(600)), 60);
+        assert_eq!(
+            (
+                low.retries(None),
+                low.retries(Some(0)),
+                low.retries(Some(9))
+            ),
+            (2, 0, 2)
+        );
+        let high = spec(json!({
+            "activeDeadlineSeconds": 60, "maxActiveDeadlineSeconds": 300,
+            "backoffLimit": 2, "maxBackoffLimit": 5,
+        }));
+        assert_eq!(high.deadline_seconds(None), 60);
+        assert_eq!(high.deadline_seconds(Some(600)), 300);
+        assert_eq!((high.retries(None), high.retries(Some(9))), (2, 5));
+    }
+
+    #[test]
+    fn an_image_is_allowed_whole_or_by_its_beginning() {
+        let policy = |images| ClusterPolicy {
+            images,
+            ..ClusterPolicy::default()
+        };
+        assert!(policy(None).allows_image("anything:1"));
+        assert!(!policy(Some(vec![])).allows_image("anything:1"));
+        let some = policy(Some(vec![
+            "r.example.com/team/*".into(),
+            "relance:1".into(),
+        ]));
+        assert!(some.allows_image("r.example.com/team/a:2"));
+        assert!(some.allows_image("relance:1"));
+        assert!(!some.allows_image("relance:11"));
+        assert!(!some.allows_image("r.example.com/other:1"));
+    }
 }

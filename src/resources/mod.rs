@@ -14,6 +14,9 @@ pub mod schema;
 pub mod status;
 pub mod validate;
 
-pub use cluster::{PodTemplatePatch, RefreshCluster, RefreshClusterSpec, RefreshClusterStatus};
+pub use cluster::{
+    ClusterPolicy, KubeconfigRef, PodTemplatePatch, RefreshCluster, RefreshClusterSpec,
+    RefreshClusterStatus,
+};
 pub use refresh::{MaterializedViewRefresh, MaterializedViewRefreshSpec, SecretRef};
 pub use status::{JobRef, MaterializedViewRefreshStatus, Mode, Phase, Progress};

@@ -25,6 +25,12 @@ pub const HOME_LABEL: &str = "relance.dev/home";
 /// Label and its value: who made an object.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "relance");
 
+/// Finalizer of a refresh whose Job runs in another cluster, where no ownerReference takes it along.
+pub const REMOTE_FINALIZER: &str = "relance.dev/remote-job";
+
+/// What the labels and annotations of Kueue begin with: they belong on a Job, not only on its pods.
+pub const KUEUE_PREFIX: &str = "kueue.x-k8s.io/";
+
 /// Annotation and its value on every refresh: Velero shall restore its status
 /// too, so that a restore does not run history again.
 pub const RESTORE_STATUS: (&str, &str) = ("velero.io/restore-status", "true");

@@ -28,6 +28,16 @@ pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
 pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
 /// `Failed`: the RefreshCluster that the refresh names is not there.
 pub const CLUSTER_NOT_FOUND: &str = "ClusterNotFound";
+/// `Failed`: the cluster that the refresh's Job ran in was out of reach until the deadline.
+pub const CLUSTER_LOST: &str = "ClusterLost";
+/// `Failed`, and `Ready` is false on a RefreshCluster: the Secret with its kubeconfig is not there.
+pub const KUBECONFIG_NOT_FOUND: &str = "KubeconfigNotFound";
+/// `Failed`, and `Ready` is false on a RefreshCluster: its kubeconfig is not one that is taken.
+pub const KUBECONFIG_REFUSED: &str = "KubeconfigRefused";
+/// `Failed`: the RefreshCluster's policy allows no Geneva manifest that a refresh brings along.
+pub const MANIFEST_NOT_ALLOWED: &str = "ManifestNotAllowed";
+/// `Failed`, and `Ready` is false on a RefreshCluster: an image is not on the list of its policy.
+pub const IMAGE_NOT_ALLOWED: &str = "ImageNotAllowed";
 /// `Failed`: the Secret of `spec.manifestSecretRef` does not hold what `spec.manifestChecksum` says.
 pub const MANIFEST_MISMATCH: &str = "ManifestMismatch";
 /// `Failed`: worker pods ended with an error that no other pod would mend, and said no more of it.
@@ -49,6 +59,15 @@ pub const INVALID_TEMPLATE: &str = "InvalidTemplate";
 /// `Ready` is unknown on a RefreshCluster: its API server does not answer.
 pub const CLUSTER_UNREACHABLE: &str = "Unreachable";
 
+/// `Ready` is false on a RefreshCluster: its API server does not take the kubeconfig's credentials,
+/// or does not allow them what relance needs.
+pub const CLUSTER_FORBIDDEN: &str = "Forbidden";
+/// `Ready` is false on a RefreshCluster: the namespace of its Jobs is not there.
+pub const NAMESPACE_NOT_FOUND: &str = "NamespaceNotFound";
+
+/// Event: the refresh's Job in another cluster could not be looked at or stopped any more; its own
+/// deadline and time to live clean it up.
+pub const REMOTE_JOB_LEFT: &str = "RemoteJobLeft";
 /// Event: the refresh waits for its turn.
 pub const QUEUED: &str = "Queued";
 /// Event: its turn has come, and its Job is about to be created.

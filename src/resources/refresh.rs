@@ -17,7 +17,7 @@ use super::status::MaterializedViewRefreshStatus;
 pub const MUTABLE: [&str; 4] = ["suspend", "cancel", "priority", "ttlSecondsAfterFinished"];
 
 /// The spec's fields that may neither change nor be added or removed later.
-pub const IMMUTABLE: [&str; 13] = [
+pub const IMMUTABLE: [&str; 15] = [
     "view",
     "cluster",
     "srcVersion",
@@ -29,6 +29,8 @@ pub const IMMUTABLE: [&str; 13] = [
     "sourceTaskSize",
     "outputLimit",
     "optimizeIndices",
+    "activeDeadlineSeconds",
+    "backoffLimit",
     "manifestSecretRef",
     "manifestChecksum",
 ];
@@ -111,6 +113,14 @@ pub struct MaterializedViewRefreshSpec {
     /// Bring the view's indices up to date once its rows are right, so that they cover the new ones too. A refresh whose rows are right succeeds whether or not this does; `status.unindexedRows` tells.
     #[serde(default)]
     pub optimize_indices: bool,
+    /// Seconds after its start at which the refresh is stopped and Failed. Absent: the cluster's `activeDeadlineSeconds`; more than its `maxActiveDeadlineSeconds` is cut down to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31536000))]
+    pub active_deadline_seconds: Option<i64>,
+    /// How often a worker pod that failed is replaced before the refresh fails. Absent: the cluster's `backoffLimit`; more than its `maxBackoffLimit` is cut down to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub backoff_limit: Option<i32>,
     /// Secret in this namespace whose key `manifest` holds, as JSON, the Geneva manifest to use for this refresh in place of the one stored with the view. A Secret, because its environment variables may be tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest_secret_ref: Option<SecretRef>,
@@ -168,6 +178,8 @@ impl MaterializedViewRefreshSpec {
             source_task_size: None,
             output_limit: None,
             optimize_indices: false,
+            active_deadline_seconds: None,
+            backoff_limit: None,
             manifest_secret_ref: None,
             manifest_checksum: None,
             suspend: false,

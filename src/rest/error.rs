@@ -116,6 +116,8 @@ impl From<WorldError> for ApiError {
             unknown @ WorldError::UnknownCluster { .. } => {
                 ApiError::InvalidInput(unknown.to_string())
             }
+            policy @ (WorldError::ManifestNotAllowed { .. }
+            | WorldError::ImageNotAllowed { .. }) => ApiError::PermissionDenied(policy.to_string()),
         }
     }
 }

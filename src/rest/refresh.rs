@@ -58,10 +58,18 @@ pub async fn refresh(
         let catalog = api.catalog.get().await?;
         api.catalog.in_time(world::view(&catalog, &spec)).await
     };
-    let (has_cluster, looked) = tokio::join!(api.store.has_cluster(&spec.cluster), looked);
-    if !has_cluster? {
-        let known = api.store.clusters().await?;
-        world::cluster(&spec.cluster, known.iter().map(|name| (name.as_str(), ())))?;
+    let (cluster, looked) = tokio::join!(api.store.cluster(&spec.cluster), looked);
+    match (cluster?, &manifest) {
+        (None, _) => {
+            let known = api.store.clusters().await?;
+            world::cluster(&spec.cluster, known.iter().map(|name| (name.as_str(), ())))?;
+        }
+        (Some(cluster), Some(manifest)) => {
+            let images = world::images_of_manifest(manifest.text().as_bytes());
+            let images = images.iter().map(String::as_str);
+            world::may_bring_manifest(&spec.cluster, &cluster.spec, images)?;
+        }
+        (Some(_), None) => {}
     }
     looked??;
     api.store

@@ -68,12 +68,11 @@ impl Store {
         in_time(self.refreshes.get_opt(name)).await
     }
 
-    /// Whether there is a RefreshCluster called `name`. Asked by name: a list
+    /// The RefreshCluster called `name`, if there is one. Asked by name: a list
     /// that must be current waits until the API server's cache has caught up,
     /// which takes it up to 100 ms while other resources are written (KEP-2340).
-    pub async fn has_cluster(&self, name: &str) -> Result<bool, ApiError> {
-        let found = in_time(self.clusters.get_metadata_opt(name)).await?;
-        Ok(found.is_some())
+    pub async fn cluster(&self, name: &str) -> Result<Option<RefreshCluster>, ApiError> {
+        in_time(self.clusters.get_opt(name)).await
     }
 
     /// The names of the RefreshClusters.

@@ -183,7 +183,7 @@ async fn refreshes_of_one_view_run_one_at_a_time_by_priority_then_age_then_name(
     }
     assert_eq!(ended, ["high", "middle", "low"]);
     assert!(
-        queued.contains("in the queue of its view, behind refresh"),
+        queued.contains("in the queue of its view, behind mvr/"),
         "{queued}"
     );
 }
@@ -203,7 +203,7 @@ async fn a_cluster_runs_no_more_than_it_allows() {
     let waiting = |message: &Option<String>| {
         message
             .as_ref()
-            .is_some_and(|m| m.contains("maxActiveRefreshes"))
+            .is_some_and(|m| m.contains("cluster default is at its limit of 1"))
     };
     let start = Instant::now();
     let mut waited = false;
@@ -542,7 +542,7 @@ async fn a_refresh_that_is_deleted_while_it_runs_takes_its_job_along_and_lets_th
         .until("next", "queued", |s| {
             s.message
                 .as_ref()
-                .is_some_and(|m| m.contains("behind refresh gone"))
+                .is_some_and(|m| m.contains("behind mvr/gone"))
         })
         .await;
     operator.cluster("default", json!({})).await;

@@ -101,6 +101,23 @@ fn a_running_job_is_looked_at_and_its_progress_written() {
 }
 
 #[test]
+fn a_job_of_whose_workers_nothing_is_heard_is_looked_for_in_the_history() {
+    let mut seen = started(Some(UID), 5);
+    seen.job = job(None);
+    seen.progress = Some(ProgressSeen::Silent);
+    assert_eq!(decide(&seen), Action::Look(Look::Outcome));
+    for nothing in [
+        OutcomeSeen::NotFound,
+        OutcomeSeen::Unavailable("away".into()),
+    ] {
+        seen.outcome = Some(nothing);
+        assert_eq!(decide(&seen), Action::Wait(Pause::AtMost(LOOK_AGAIN)));
+    }
+    seen.outcome = Some(OutcomeSeen::Found(outcome()));
+    assert_eq!(ends(decide(&seen)).0, Phase::Succeeded);
+}
+
+#[test]
 fn why_a_job_does_not_move_is_its_message() {
     let mut seen = started(Some(UID), 5);
     seen.job = Some(JobSeen::Ours(JobState {

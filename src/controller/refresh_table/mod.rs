@@ -1,8 +1,10 @@
 //! The table of situations: each test is one row, what is known and what
 //! follows from it. [`start`]: up to the intent; [`job`]: from there to the
-//! Job's end; [`stop`]: cancelled, suspended, over.
+//! Job's end; [`stop`]: cancelled, suspended, over; [`remote`]: with the Job in
+//! another cluster.
 
 mod job;
+mod remote;
 mod start;
 mod stop;
 
@@ -13,7 +15,9 @@ use super::refresh::*;
 use crate::engine::freshness::Current;
 use crate::engine::outcome::{Mode, Outcome};
 use crate::resources::reasons::{self, condition};
-use crate::resources::{JobRef, MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase};
+use crate::resources::{
+    JobRef, MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase, names,
+};
 
 const NOW: i64 = 1_000_000;
 const UID: &str = "job-uid";
@@ -39,6 +43,8 @@ fn seen(phase: Option<Phase>) -> Observed {
         now: Timestamp::from_second(NOW).unwrap(),
         refresh,
         job_name: "r-01234567".into(),
+        job_namespace: "ns".into(),
+        remote: false,
         deadline: SignedDuration::from_secs(600),
         world: None,
         turn: None,

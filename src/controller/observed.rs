@@ -1,0 +1,253 @@
+//! What is known of one refresh when it is decided about, and what can be
+//! decided: the words that [`decide`](super::refresh::decide) and the passes
+//! that carry it out have in common.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+use crate::engine::freshness::Current;
+use crate::engine::outcome::Outcome;
+pub use crate::launch::state::{JobEnd, JobState};
+use crate::resources::{
+    MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase, Progress, names,
+};
+
+/// What is known of one refresh. `None` in an optional field: not looked at in this pass.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Home's clock.
+    pub now: Timestamp,
+    /// The resource as last read or written.
+    pub refresh: MaterializedViewRefresh,
+    /// What its Job is called, or would be.
+    pub job_name: String,
+    /// The namespace that its Job is in, or would be.
+    pub job_namespace: String,
+    /// Whether a Job of it would now be made in another cluster.
+    pub remote: bool,
+    /// How long it may take from its start.
+    pub deadline: SignedDuration,
+    /// Its view and cluster.
+    pub world: Option<World>,
+    /// Whether it is its turn.
+    pub turn: Option<Turn>,
+    /// Its Job; set by [`Observed::saw_job`]. For a terminal refresh: as a
+    /// watch last showed it, perhaps late.
+    pub job: Option<JobSeen>,
+    /// What the view's history says of it.
+    pub outcome: Option<OutcomeSeen>,
+    /// Why the Job could not be created in this pass.
+    pub refused: Option<LaunchRefused>,
+    /// How far the Job is, if it is time to ask.
+    pub progress: Option<ProgressSeen>,
+}
+
+/// A refresh's view and cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub enum World {
+    /// It can never run as it is written.
+    Refused {
+        /// A stable reason.
+        reason: String,
+        /// The sentence that REST gives too.
+        message: String,
+    },
+    /// Catalog or store did not answer.
+    Unavailable(String),
+    /// It can run.
+    Ready {
+        /// The view's resolved table URI.
+        uri: String,
+        /// What the view equals, where it is current already.
+        current: Option<Current>,
+    },
+}
+
+/// Whether it is a refresh's turn.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Turn {
+    /// Nothing stands before it.
+    Now,
+    /// It waits, for what the sentence says.
+    Behind(String),
+}
+
+/// A refresh's Job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JobSeen {
+    /// There is none of that name.
+    Absent,
+    /// One of that name belongs to something else.
+    Foreign,
+    /// It is this refresh's.
+    Ours(JobState),
+    /// Its cluster does not answer, for what the sentence says.
+    Away(String),
+    /// Nobody can say any more how to reach its cluster: the RefreshCluster or
+    /// its kubeconfig is gone.
+    Lost(String),
+}
+
+/// What a view's history says of a refresh.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutcomeSeen {
+    /// Its commit is there.
+    Found(Outcome),
+    /// There is none.
+    NotFound,
+    /// The history could not be read.
+    Unavailable(String),
+}
+
+/// Why a Job could not be created.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaunchRefused {
+    /// A stable reason.
+    pub reason: String,
+    /// Whether the same Job would be refused again.
+    pub permanent: bool,
+    /// The API server's words, and what to do.
+    pub message: String,
+}
+
+/// What a look at a running Job's progress gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ProgressSeen {
+    /// It is not time to look, or the budget is spent, or nothing could be read.
+    Nothing,
+    /// Nothing could be read for so long that the workers may have ended
+    /// without anyone being able to say so: a kubelet that is dead, for one.
+    Silent,
+    /// What a worker said last.
+    At(Progress),
+}
+
+/// What to look at next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// The view and the cluster: fill [`Observed::world`].
+    World,
+    /// The queue: fill [`Observed::turn`].
+    Turn,
+    /// The Job: fill [`Observed::job`].
+    Job,
+    /// The view's history: fill [`Observed::outcome`].
+    Outcome,
+    /// The workers' log: fill [`Observed::progress`].
+    Progress,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Look, fill the field, and decide again.
+    Look(Look),
+    /// Write this status, and decide again with the resource as it is then.
+    Write(Box<Write>),
+    /// Create the Job, fill [`Observed::job`] or [`Observed::refused`], and decide again.
+    CreateJob,
+    /// Delete the Job with this UID and its pods, forget [`Observed::job`], and decide again.
+    DeleteJob {
+        /// The UID that it must have.
+        uid: String,
+    },
+    /// Add the finalizer that holds a Job in another cluster, and decide again
+    /// with the resource as it is then.
+    Hold,
+    /// Take that finalizer away, tell the step, and decide again with the
+    /// resource as it is then, if it is still there.
+    Release(Option<Step>),
+    /// Delete the refresh: its time to live is over.
+    DeleteRefresh,
+    /// Nothing more now.
+    Wait(Pause),
+}
+
+/// A status to write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// The whole status.
+    pub status: MaterializedViewRefreshStatus,
+    /// A step in the refresh's life, to be told as an Event. None: a mere update.
+    pub step: Option<Step>,
+}
+
+/// A step in a refresh's life.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// A stable reason.
+    pub reason: String,
+    /// One sentence.
+    pub message: String,
+    /// Whether something is wrong.
+    pub warning: bool,
+}
+
+/// Whether a refresh has the finalizer that holds a Job in another cluster.
+pub fn is_held(refresh: &MaterializedViewRefresh) -> bool {
+    let finalizers = refresh.metadata.finalizers.iter().flatten();
+    finalizers
+        .into_iter()
+        .any(|held| held == names::REMOTE_FINALIZER)
+}
+
+/// How long to wait.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pause {
+    /// Until something changes.
+    ForChange,
+    /// Until something changes, and no longer than this.
+    AtMost(Duration),
+    /// A little longer each time.
+    BackOff,
+}
+
+impl Observed {
+    /// Notes what a look at the Job showed, or that it must be looked at again.
+    ///
+    /// What the history said before that is forgotten: the Job may have
+    /// committed and ended in between.
+    pub fn saw_job(&mut self, job: Option<JobSeen>) {
+        self.job = job;
+        self.outcome = None;
+    }
+
+    /// Whether the finalizer says that a Job of it may be in another cluster.
+    pub fn is_held(&self) -> bool {
+        is_held(&self.refresh)
+    }
+
+    pub(super) fn status(&self) -> MaterializedViewRefreshStatus {
+        self.refresh.status.clone().unwrap_or_default()
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.refresh
+            .status
+            .as_ref()
+            .map_or(Phase::Queued, |s| s.phase)
+    }
+
+    /// Whether a Job may ever have been created for it.
+    pub(super) fn was_started(&self) -> bool {
+        let status = self.refresh.status.as_ref();
+        status.is_some_and(|s| s.job.is_some())
+    }
+
+    pub(super) fn recorded_uid(&self) -> Option<&str> {
+        let job = self.refresh.status.as_ref()?.job.as_ref()?;
+        job.uid.as_deref()
+    }
+
+    /// Home's clock alone counts.
+    pub(super) fn overdue(&self, margin: SignedDuration) -> bool {
+        let Some(status) = self.refresh.status.as_ref() else {
+            return false;
+        };
+        let started = status.start_time.as_ref();
+        let deadline = status.deadline_time.as_ref().map(|at| at.0);
+        let deadline = deadline.or_else(|| started.map(|start| start.0 + self.deadline));
+        deadline.is_some_and(|deadline| self.now.duration_since(deadline) > margin)
+    }
+}

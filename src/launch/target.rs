@@ -1,0 +1,293 @@
+//! A cluster that Jobs run in: this one, or another.
+//!
+//! Each target has one watch of relance's Jobs and one of their pods, whatever
+//! number of refreshes run there, and remembers whether it answers. What
+//! concerns another cluster may fail or hang without holding up what does not:
+//! every call to it has its time, and while it is silent only now and then one
+//! is tried.
+//!
+//! What a namespace of Jobs must allow: create, get, list, watch and delete
+//! `jobs`; list and watch `pods`; get `pods/log`; list `events`.
+
+use std::fmt::Debug;
+use std::future::ready;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::state;
+use crate::resources::names;
+
+/// How long a call to another cluster may take.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How long a cluster that did not answer is left alone.
+const REST: Duration = Duration::from_secs(3);
+
+/// Why a call to a target has no result.
+#[derive(Debug, Error)]
+pub enum TargetError {
+    /// The other cluster does not answer, or not now, or does not take the credentials.
+    #[error("{0}")]
+    Away(String),
+    /// It answered that it cannot be.
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+}
+
+impl TargetError {
+    /// The API server's code, where it answered.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            TargetError::Kube(kube::Error::Api(status)) => Some(status.code),
+            _ => None,
+        }
+    }
+}
+
+/// A Job or pod of a refresh has changed.
+#[derive(Clone, Debug)]
+pub struct Touched {
+    /// The refresh's name.
+    pub refresh: String,
+    /// The refresh's UID, where it is a Job that is not over.
+    pub at_work: Option<String>,
+}
+
+/// See [`Touched::at_work`].
+fn at_work(job: &Job) -> Option<String> {
+    let state = state::of(job, []);
+    let over = state.end.is_some() || state.deleting;
+    let uid = job.labels().get(names::REFRESH_UID_LABEL)?;
+    (!over).then(|| uid.clone())
+}
+
+/// A cluster and a namespace of it that Jobs run in.
+pub struct Target {
+    /// The namespace of the Jobs.
+    pub namespace: String,
+    /// relance's Jobs in it.
+    pub jobs: Api<Job>,
+    /// Their pods.
+    pub pods: Api<Pod>,
+    /// What its controllers say of them.
+    pub events: Api<Event>,
+    /// The same Jobs as the watch showed them last, trimmed.
+    pub known_jobs: Store<Job>,
+    /// The same pods.
+    pub known_pods: Store<Pod>,
+    client: Client,
+    /// The RefreshCluster, where it is another cluster.
+    remote: Option<String>,
+    contact: Mutex<Contact>,
+    _watches: DropGuard,
+}
+
+impl Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Target({:?}, {})", self.remote, self.namespace)
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Contact {
+    /// Why it does not answer, and when that was seen last.
+    silent: Option<(String, Instant)>,
+}
+
+impl Target {
+    /// A target whose watches tell `touched` of each change to a Job or pod
+    /// that carries `labels`, until it is dropped. `remote` names the
+    /// RefreshCluster of another cluster.
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        labels: &str,
+        remote: Option<&str>,
+        touched: &UnboundedSender<Touched>,
+    ) -> Target {
+        let (known_jobs, job_writer) = reflector::store();
+        let (known_pods, pod_writer) = reflector::store();
+        let ending = CancellationToken::new();
+        let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        let (touch_job, touch_pod) = (touched.clone(), touched.clone());
+        watch(
+            &jobs,
+            labels,
+            state::trim_job,
+            job_writer,
+            &ending,
+            move |job| {
+                tell(&touch_job, job, at_work(job));
+            },
+        );
+        watch(
+            &pods,
+            labels,
+            state::trim_pod,
+            pod_writer,
+            &ending,
+            move |pod| {
+                tell(&touch_pod, pod, None);
+            },
+        );
+        Target {
+            namespace: namespace.to_string(),
+            jobs,
+            pods,
+            events: Api::namespaced(client.clone(), namespace),
+            known_jobs,
+            known_pods,
+            client,
+            remote: remote.map(String::from),
+            contact: Mutex::default(),
+            _watches: ending.drop_guard(),
+        }
+    }
+
+    /// Whether it is another cluster.
+    pub fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    /// The version that its API server says it has.
+    pub async fn version(&self) -> Result<String, TargetError> {
+        let version = self.ask(self.client.apiserver_version()).await?;
+        Ok(version.git_version)
+    }
+
+    /// Why another cluster does not answer, if it does not.
+    pub fn silent(&self) -> Option<String> {
+        let contact = self.contact.lock().unwrap_or_else(PoisonError::into_inner);
+        contact.silent.as_ref().map(|(why, _)| why.clone())
+    }
+
+    /// Makes a call, and notes whether it was answered. Calls to this cluster
+    /// itself are made as they are: where it is away, all is.
+    pub async fn ask<T>(
+        &self,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, TargetError> {
+        let Some(cluster) = &self.remote else {
+            return Ok(call.await?);
+        };
+        if let Some(why) = self.rests() {
+            return Err(TargetError::Away(why));
+        }
+        let answer = tokio::time::timeout(PATIENCE, call).await;
+        let why = match answer {
+            Ok(Ok(answer)) => {
+                self.note(cluster, None);
+                return Ok(answer);
+            }
+            Ok(Err(error)) => match why_away(&error) {
+                None => {
+                    self.note(cluster, None);
+                    return Err(error.into());
+                }
+                Some(why) => why,
+            },
+            Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+        };
+        let why = format!("cluster {cluster} cannot be reached: {why}");
+        self.note(cluster, Some(why.clone()));
+        Err(TargetError::Away(why))
+    }
+
+    fn rests(&self) -> Option<String> {
+        let contact = self.contact.lock().unwrap_or_else(PoisonError::into_inner);
+        let (why, seen) = contact.silent.as_ref()?;
+        (seen.elapsed() < REST).then(|| why.clone())
+    }
+
+    fn note(&self, cluster: &str, silent: Option<String>) {
+        let mut contact = self.contact.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&contact.silent, &silent) {
+            (None, Some(why)) => tracing::warn!(cluster, "{why}"),
+            (Some(_), None) => tracing::info!(cluster, "the cluster answers again"),
+            _ => {}
+        }
+        contact.silent = silent.map(|why| (why, Instant::now()));
+    }
+}
+
+/// Why an error means that the cluster is away, if it does.
+fn why_away(error: &kube::Error) -> Option<String> {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            401 => Some("it does not take the kubeconfig's credentials".to_string()),
+            429 | 500.. => Some(format!("it answers {}: {}", status.code, status.message)),
+            _ => None,
+        },
+        error => Some(innermost(error)),
+    }
+}
+
+/// What an error comes from: the words around it only say that a request failed.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+fn tell<K: Resource>(touched: &UnboundedSender<Touched>, object: &K, at_work: Option<String>) {
+    if let Some(refresh) = object.labels().get(names::REFRESH_LABEL) {
+        // The controller has gone if nobody listens.
+        let _ = touched.send(Touched {
+            refresh: refresh.clone(),
+            at_work,
+        });
+    }
+}
+
+fn watch<K>(
+    api: &Api<K>,
+    labels: &str,
+    trim: fn(&mut K),
+    writer: reflector::store::Writer<K>,
+    ending: &CancellationToken,
+    touch: impl Fn(&K) + Send + 'static,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let config = watcher::Config::default().labels(labels);
+    let changes = watcher(api.clone(), config)
+        .default_backoff()
+        .modify(trim)
+        .reflect(writer)
+        .touched_objects()
+        .for_each(move |object| {
+            match object {
+                Ok(object) => touch(&object),
+                Err(error) => tracing::debug!(%error, "a watch broke off and begins again"),
+            }
+            ready(())
+        });
+    let ending = ending.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = ending.cancelled() => {}
+            () = changes => {}
+        }
+    });
+}
+
+/// The pods of a Job, as the watch showed them last.
+pub fn pods_of(target: &Target, job_uid: &str) -> Vec<Arc<Pod>> {
+    target
+        .known_pods
+        .state_filter(|pod| state::is_pod_of(pod, job_uid))
+}
