@@ -92,7 +92,7 @@ async fn an_api_server_that_stops_mid_refresh_hides_the_job_and_not_its_commit()
 async fn an_api_server_and_etcd_that_come_back_while_the_job_runs_lose_nothing() {
     let operator = Operator::running().await;
     let far = Far::alone(&operator).await;
-    far.slow(&operator, 20).await;
+    far.slow(&operator, 12).await;
     let refresh = operator
         .apply("r", json!({"view": ["v"], "cluster": "far"}))
         .await;
