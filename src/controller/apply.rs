@@ -99,11 +99,7 @@ pub async fn release(
     finalizers.retain(|held| held != names::REMOTE_FINALIZER);
     let released = finalized(ctx, refresh, finalizers).await?;
     if let (Some(step), Some(_)) = (step, &released) {
-        tracing::warn!(
-            reason = step.reason,
-            "{}",
-            step.message
-        );
+        tracing::warn!(reason = step.reason, "{}", step.message);
         tell(ctx, refresh, step);
     }
     Ok(released)

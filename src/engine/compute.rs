@@ -88,10 +88,8 @@ pub async fn compute(
     let mut looked = Instant::now();
     let mut known = HashSet::new();
     loop {
-        let mut next = Next::Wait;
         while running.len() < threads {
-            next = share.next(Instant::now());
-            let Next::Do(task) = next else {
+            let Next::Do(task) = share.next(Instant::now()) else {
                 break;
             };
             running.push(run(
@@ -102,10 +100,11 @@ pub async fn compute(
                 objects.clone(),
             ));
         }
-        if next == Next::Finished && running.is_empty() {
+        // What is still under way here another worker has done by now.
+        if share.is_finished() {
             break;
         }
-        let pause = if running.is_empty() { LOOK_IDLE } else { LOOK };
+        let pause = if share.has_own() { LOOK } else { LOOK_IDLE };
         let pause = pause.saturating_sub(looked.elapsed());
         tokio::select! {
             Some(found) = looking.next() => {
@@ -114,6 +113,7 @@ pub async fn compute(
                 for task in listed.iter().filter_map(|id| task_of.get(id)) {
                     share.done(*task, None, looked);
                 }
+                share.looked(looked);
                 known.extend(listed);
                 for claim in claims {
                     let id = claim.id();

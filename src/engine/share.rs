@@ -2,11 +2,13 @@
 //! between them but the claims that they leave.
 //!
 //! Each worker has a share: every n-th task. It does its own in their order,
-//! then takes over from the ends of the others' shares. The first open tasks of
-//! a share, as many as a worker does at a time, are taken to be under way: they
-//! are left to their worker until nothing has become done anywhere for a while.
-//! So a task is rarely done twice, and never left undone by a worker that died.
+//! then takes over from the ends of the others' shares, knowing what they have
+//! done by then, and each thief another task. The first open tasks of a share,
+//! as many as a worker does at a time, are taken to be under way: they are left
+//! to their worker until nothing has become done anywhere for a while. So a task
+//! is rarely done twice, and never left undone by a worker that died.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// How long nothing may become done before tasks that another worker seems to
@@ -31,15 +33,24 @@ enum State {
     Done,
 }
 
+/// How old what is known of the others may be when work is taken from them.
+const FRESH: Duration = Duration::from_millis(250);
+
 /// One worker's view of the tasks of a plan.
 #[derive(Debug)]
 pub struct Share {
     tasks: Vec<State>,
-    workers: usize,
+    /// Tasks that are not done.
+    left: usize,
+    /// Each worker's open tasks, and others that are no longer open.
+    shares: Vec<VecDeque<usize>>,
+    /// How many of them are open.
+    open: Vec<usize>,
     index: usize,
     at_a_time: usize,
     longest: Duration,
     last_done: Instant,
+    looked: Instant,
 }
 
 impl Share {
@@ -53,69 +64,101 @@ impl Share {
         now: Instant,
     ) -> Share {
         let workers = workers.max(1);
+        let shares: Vec<VecDeque<usize>> = (0..workers)
+            .map(|worker| (worker..tasks).step_by(workers).collect())
+            .collect();
         Share {
             tasks: vec![State::Open; tasks],
-            workers,
+            left: tasks,
+            open: shares.iter().map(VecDeque::len).collect(),
+            shares,
             index: index % workers,
             at_a_time: at_a_time.max(1),
             longest: Duration::ZERO,
             last_done: now,
+            looked: now,
         }
     }
 
-    /// Whether `task` is done as far as this worker knows.
-    pub fn is_done(&self, task: usize) -> bool {
-        self.tasks.get(task) == Some(&State::Done)
+    /// Whether all tasks are done as far as this worker knows.
+    pub fn is_finished(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Whether there is something of its own to do.
+    pub fn has_own(&self) -> bool {
+        self.open[self.index] > 0
     }
 
     /// Records that `task` is done, by whomever; `took` if by this worker.
     pub fn done(&mut self, task: usize, took: Option<Duration>, now: Instant) {
-        if let Some(state) = self.tasks.get_mut(task)
-            && *state != State::Done
-        {
-            *state = State::Done;
+        if self.tasks.get(task).is_some_and(|s| *s != State::Done) {
+            self.set(task, State::Done);
+            self.left -= 1;
             self.last_done = now;
         }
         self.longest = self.longest.max(took.unwrap_or_default());
     }
 
+    /// Records that the others' work is known as it was at `now`.
+    pub fn looked(&mut self, now: Instant) {
+        self.looked = now;
+    }
+
     /// The next task, which is then this worker's to do.
     pub fn next(&mut self, now: Instant) -> Next {
         let found = self
-            .open_of(self.index)
-            .next()
-            .or_else(|| self.last_of_another())
+            .first_of_its_own()
+            .or_else(|| self.last_of_another(now))
             .or_else(|| self.last_of_one_that_stalls(now));
         match found {
             Some(task) => {
-                self.tasks[task] = State::Running;
+                self.set(task, State::Running);
                 Next::Do(task)
             }
-            None if self.tasks.iter().all(|state| *state == State::Done) => Next::Finished,
+            None if self.is_finished() => Next::Finished,
             None => Next::Wait,
         }
     }
 
-    fn open_of(&self, worker: usize) -> impl DoubleEndedIterator<Item = usize> {
-        (0..self
-            .tasks
-            .len()
-            .saturating_sub(worker)
-            .div_ceil(self.workers))
-            .map(move |i| i * self.workers + worker)
-            .filter(|task| self.tasks[*task] == State::Open)
+    fn set(&mut self, task: usize, state: State) {
+        if self.tasks[task] == State::Open {
+            self.open[task % self.shares.len()] -= 1;
+        }
+        self.tasks[task] = state;
+    }
+
+    fn first_of_its_own(&mut self) -> Option<usize> {
+        let tasks = &self.tasks;
+        let share = &mut self.shares[self.index];
+        while share.front().is_some_and(|at| tasks[*at] != State::Open) {
+            share.pop_front();
+        }
+        share.front().copied()
     }
 
     fn others(&self) -> impl Iterator<Item = usize> {
-        (1..self.workers).map(|i| (self.index + i) % self.workers)
+        let workers = self.shares.len();
+        (1..workers).map(move |i| (self.index + i) % workers)
     }
 
-    fn last_of_another(&self) -> Option<usize> {
-        let (open, victim) = self
+    fn open_from_the_end(&self, worker: usize) -> impl Iterator<Item = usize> {
+        let share = self.shares[worker].iter().rev().copied();
+        share.filter(|task| self.tasks[*task] == State::Open)
+    }
+
+    fn last_of_another(&self, now: Instant) -> Option<usize> {
+        if now.duration_since(self.looked) > FRESH {
+            return None;
+        }
+        // Others may be after the same share at the same time.
+        let workers = self.shares.len();
+        let rank = |victim: usize| (victim + workers - self.index) % workers - 1;
+        let victim = self
             .others()
-            .map(|worker| (self.open_of(worker).count(), worker))
-            .max_by_key(|(open, _)| *open)?;
-        (open > self.at_a_time).then(|| self.open_of(victim).next_back())?
+            .filter(|victim| self.open[*victim] > self.at_a_time + rank(*victim))
+            .max_by_key(|victim| self.open[*victim])?;
+        self.open_from_the_end(victim).nth(rank(victim))
     }
 
     fn last_of_one_that_stalls(&self, now: Instant) -> Option<usize> {
@@ -124,7 +167,7 @@ impl Share {
             return None;
         }
         self.others()
-            .find_map(|worker| self.open_of(worker).next_back())
+            .find_map(|worker| self.open_from_the_end(worker).next())
     }
 }
 
@@ -155,10 +198,45 @@ mod tests {
             share.done(task, None, now);
         }
         assert_eq!(taken[..3], [1, 4, 7]);
-        // Tasks 0 and 2 seem to be under way.
-        assert_eq!(taken.len(), 7);
+        // The others' first tasks seem to be under way; and one task is left to
+        // another thief.
         assert!(!taken.contains(&0) && !taken.contains(&2));
+        assert_eq!(
+            taken[3..],
+            [3, 8, 5],
+            "from the ends, but for the very last"
+        );
         assert_eq!(share.next(now), Next::Wait);
+    }
+
+    #[test]
+    fn nothing_is_taken_from_others_by_old_knowledge() {
+        let now = Instant::now();
+        let mut share = Share::new(10, 2, 0, 1, now);
+        let later = now + FRESH * 2;
+        while share.has_own() {
+            assert!(matches!(share.next(later), Next::Do(_)));
+        }
+        assert_eq!(share.next(later), Next::Wait);
+        share.looked(later);
+        assert_eq!(share.next(later), Next::Do(9));
+    }
+
+    #[test]
+    fn thieves_take_different_tasks() {
+        let now = Instant::now();
+        let mut taken = std::collections::BTreeSet::new();
+        for index in 1..4 {
+            let mut share = Share::new(40, 4, index, 2, now);
+            (0..40)
+                .filter(|task| task % 4 != 0)
+                .for_each(|task| share.done(task, None, now));
+            let Next::Do(task) = share.next(now) else {
+                panic!("nothing to take")
+            };
+            assert!(taken.insert(task));
+        }
+        assert_eq!(taken.into_iter().collect::<Vec<_>>(), [28, 32, 36]);
     }
 
     #[test]
@@ -194,6 +272,7 @@ mod tests {
             for worker in steps {
                 now += Duration::from_millis(700);
                 for task in &all_done { shares[worker].done(*task, None, now); }
+                shares[worker].looked(now);
                 if let Some(task) = running[worker].pop() {
                     times_done[task] += 1;
                     all_done.insert(task);
