@@ -36,6 +36,12 @@ soak: packages ## The random tests of the engine at full length (hours; RELANCE_
 	RELANCE_HISTORIES=2000 RELANCE_SWEEP=0 RELANCE_KILLS=300 RELANCE_RACES=500 \
 		cargo test --test engine -- --nocapture histories faults kills races
 
+.PHONY: kills
+kills: packages ## A kill schedule over two clusters at full length (an hour; RELANCE_SEED=1 says which)
+	@export RELANCE_KILLS=$${RELANCE_KILLS:-200} RELANCE_KILLS_REFRESHES=$${RELANCE_KILLS_REFRESHES:-300} \
+		RELANCE_KILLS_VIEWS=$${RELANCE_KILLS_VIEWS:-30} RELANCE_KILLS_MEAN_SECONDS=$${RELANCE_KILLS_MEAN_SECONDS:-15}; \
+		NAME=$(TEST_NAME) tests/run --kills
+
 .PHONY: bench
 bench: packages ## What a refresh costs beside what Kubernetes itself costs
 	@NAME=$(TEST_NAME) tests/run --bench refresh

@@ -10,6 +10,11 @@
 //! | `Suspended` | no Job of it exists, its claims are kept | `Queued`: no longer suspended · `Cancelled` |
 //! | `Succeeded`, `Failed`, `Cancelled` | final; no cache holds it any more ([`ended`]) | deletion, once `ttlSecondsAfterFinished` is over |
 //!
+//! Where the Job is in another cluster, the refresh has a finalizer from before
+//! the intent until that Job works no more. `Running` may then go to `Failed`
+//! (`ClusterLost`) too: its cluster was out of reach until the deadline, and
+//! the history knows no commit.
+//!
 //! # The protocol
 //!
 //! One pass over a refresh (`reconcile`) asks the pure [`refresh::decide`]

@@ -199,6 +199,13 @@ impl<'a> Pass<'a> {
         Err(PassError::Restless(self.seen.refresh.name_any()))
     }
 
+    /// Whether it is not the first attempt to create its Job.
+    fn is_late(&self) -> bool {
+        let status = self.seen.refresh.status.as_ref();
+        let start = status.and_then(|s| s.start_time.as_ref());
+        start.is_some_and(|start| self.seen.now.duration_since(start.0).as_secs() >= 1)
+    }
+
     fn is_deleted(&self) -> bool {
         self.seen.refresh.metadata.deletion_timestamp.is_some()
     }
@@ -328,6 +335,11 @@ impl<'a> Pass<'a> {
             message,
         };
         let name = self.seen.refresh.spec.cluster.clone();
+        if self.is_late() {
+            // A watch may be behind what mended the cluster.
+            let found = ctx.clusters.get_opt(&name).await?;
+            self.cluster = found.map(|cluster| cluster.spec).or(self.cluster.take());
+        }
         if self.cluster.is_none() && !self.seen.is_held() {
             // The operator died after the intent; the cluster may be gone since.
             match look::cluster(ctx, &name).await? {
