@@ -38,6 +38,8 @@ pub async fn run(args: &Args, report: &mut Report) {
         .expect("a folder");
     make(folder.path(), args.units as u64).await;
     let mut taken: BTreeMap<u32, Taken> = BTreeMap::new();
+    // The view is filled when the first of them starts, as it is for the others.
+    once(args, folder.path(), 4, &mut Taken::default()).await;
     for _ in 0..args.rounds.min(3) {
         for workers in [1, 2, 4] {
             once(

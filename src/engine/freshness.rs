@@ -25,15 +25,24 @@ struct Record {
     definition: Fingerprint,
     sources: Vec<Pinned>,
     view: Pinned,
+    /// The view's newest ledger, if its files are there and will stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settled: Option<String>,
 }
 
 impl Record {
-    fn new(view: &ViewInfo, table: &Dataset, sources: &[Pinned]) -> Record {
+    fn new(
+        view: &ViewInfo,
+        table: &Dataset,
+        sources: &[Pinned],
+        settled: Option<String>,
+    ) -> Record {
         Record {
             engine: ENGINE_VERSION,
             definition: Fingerprint::of_text(&view.raw),
             sources: sources.to_vec(),
             view: Pinned::of(table),
+            settled,
         }
     }
 }
@@ -90,7 +99,7 @@ pub async fn check(
     let Some(record) = recorded else {
         return stale("never refreshed by relance".to_string());
     };
-    let now = Record::new(view, table, &sources);
+    let now = Record::new(view, table, &sources, record.settled.clone());
     if record == now {
         return Ok(Freshness::Current(Current {
             source_version: now.sources.first().map_or(0, |s| s.version),
@@ -141,17 +150,22 @@ pub async fn open_source(
     }
 }
 
-/// Records that `table` as it is equals its definition over `sources`.
+/// Records that `table` as it is equals its definition over `sources`, and
+/// whether its newest ledger is `settled`.
 pub(super) async fn record(
     objects: &Objects,
     view: &ViewInfo,
     table: &Dataset,
     sources: &[Pinned],
+    settled: Option<String>,
 ) -> Result<()> {
-    objects
-        .put(
-            &paths::fresh(objects.root()),
-            &Record::new(view, table, sources),
-        )
-        .await
+    let record = Record::new(view, table, sources, settled);
+    objects.put(&paths::fresh(objects.root()), &record).await
+}
+
+/// The ledger that was the newest, and whose files were there to stay, when the
+/// record was written.
+pub(super) async fn settled(objects: &Objects) -> Result<Option<String>> {
+    let record: Option<Record> = objects.get(&paths::fresh(objects.root())).await?;
+    Ok(record.and_then(|record| record.settled))
 }

@@ -13,20 +13,20 @@
 //!   there when looked at just before the commit.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt};
 use lance_core::datatypes::Schema;
 use lance_table::format::{DataFile, Fragment};
-use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
 use super::fingerprint::Fingerprint;
+use super::freshness;
 use super::outcome::Outcome;
 use super::partials::Partial;
 use super::paths;
-use super::store::Objects;
+use super::store::{Listed, Objects};
 
 /// How long a staged file may be used.
 pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
@@ -37,6 +37,13 @@ pub const LEDGERS_KEPT: usize = 16;
 
 /// How many files are looked at together.
 pub(super) const HEADS: usize = 64;
+
+/// When more files are to be looked at, the folder is listed: a thousand in one
+/// call.
+const MANY: usize = 512;
+
+/// How long a cleanup may take.
+const CLEANUP: Duration = Duration::from_secs(24 * 3600);
 
 /// "These files hold exactly the rows of these inputs."
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -202,23 +209,38 @@ pub struct Ledgers {
     /// The files of the newest that are not there.
     gone: HashSet<String>,
     /// Those yet to be read, the newest last.
-    rest: Vec<Path>,
+    rest: Vec<Listed>,
+    /// Whether files are looked for.
+    look: bool,
+    /// The newest, if its files are there and will stay.
+    settled: Option<String>,
 }
 
 impl Ledgers {
     /// Lists those of a view and reads the newest, which is mostly all that is
-    /// needed. What the view itself is need not be known yet.
-    pub async fn open(objects: &Objects) -> Result<Ledgers> {
-        let listed = objects.list(&paths::ledgers(objects.root())).await?;
-        let older = listed.len().saturating_sub(LEDGERS_KEPT);
+    /// needed. What the view itself is need not be known yet. With `trusted`
+    /// the files of claims are taken to be there.
+    pub async fn open(objects: &Objects, trusted: bool) -> Result<Ledgers> {
+        let folder = paths::ledgers(objects.root());
+        let (mut rest, settled) =
+            futures::try_join!(objects.list(&folder), freshness::settled(objects))?;
+        rest.drain(..rest.len().saturating_sub(LEDGERS_KEPT));
         let mut ledgers = Ledgers {
             objects: objects.clone(),
             read: Vec::new(),
             gone: HashSet::new(),
-            rest: listed.into_iter().skip(older).map(|l| l.path).collect(),
+            look: !trusted,
+            settled: settled.filter(|name| rest.last().is_some_and(|l| l.name == *name)),
+            rest,
         };
         ledgers.next().await?;
         Ok(ledgers)
+    }
+
+    /// The name of the newest ledger, if the files that it brought in are there
+    /// and nothing that ran beside its commit can still take them.
+    pub fn settled(&self) -> Option<&str> {
+        self.settled.as_deref()
     }
 
     /// Reads until one accounts for every fragment of the view (or all are
@@ -227,7 +249,8 @@ impl Ledgers {
     ///
     /// Only those whose files are gone are left out. Lance's own cleanup, told to
     /// delete unverified files, may take them from under a commit: it looks, the
-    /// commit lands, it deletes. So what the newest ledger brought in is looked at.
+    /// commit lands, it deletes. So what the newest ledger brought in is looked
+    /// at, until that has been done once when no such cleanup can be left.
     pub async fn of(&mut self, standing: &Standing) -> Result<&[Ledger]> {
         loop {
             let accounted = self.read.iter().flat_map(|l| l.claims.iter());
@@ -239,13 +262,17 @@ impl Ledgers {
 
     /// Reads one more. Returns whether there was one.
     async fn next(&mut self) -> Result<bool> {
-        while let Some(path) = self.rest.pop() {
-            let Some(mut ledger) = self.objects.get::<Ledger>(&path).await? else {
+        while let Some(listed) = self.rest.pop() {
+            let Some(mut ledger) = self.objects.get::<Ledger>(&listed.path).await? else {
                 continue;
             };
-            if self.read.is_empty() {
+            if self.read.is_empty() && self.look && self.settled.is_none() {
                 let kept = ledger.claims.len().saturating_sub(ledger.added);
                 self.gone = absent(&self.objects, &ledger.claims[kept..]).await?;
+                let age = SystemTime::now().duration_since(listed.modified);
+                if self.gone.is_empty() && age.is_ok_and(|age| age > CLEANUP) {
+                    self.settled = Some(listed.name);
+                }
             }
             ledger
                 .claims
@@ -260,10 +287,14 @@ impl Ledgers {
 /// The files of `claims` that are not there.
 async fn absent(objects: &Objects, claims: &[Claim]) -> Result<HashSet<String>> {
     let data = objects.root().clone().join("data");
-    let files: Vec<String> = claims
-        .iter()
-        .flat_map(|claim| claim.files().map(str::to_string))
-        .collect();
+    let files = claims.iter().flat_map(Claim::files).map(str::to_string);
+    let mut files: HashSet<String> = files.collect();
+    if files.len() > MANY {
+        for listed in objects.list(&data).await? {
+            files.remove(&listed.name);
+        }
+        return Ok(files);
+    }
     futures::stream::iter(files)
         .map(|file| {
             let path = data.clone().join(file.as_str());

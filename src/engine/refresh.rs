@@ -117,6 +117,7 @@ async fn run(
         staged: HashMap::new(),
         since: None,
         landed: false,
+        settled: None,
     };
     for n in 1..=MAX_PLANS {
         let mut work = match run.plan(n).await? {
@@ -188,6 +189,8 @@ struct Run<'a> {
     since: Option<u64>,
     /// Whether this worker's commit is the one that landed.
     landed: bool,
+    /// The view's newest ledger, if its files are there to stay.
+    settled: Option<String>,
 }
 
 impl Run<'_> {
@@ -201,7 +204,7 @@ impl Run<'_> {
             outcome::recorded(objects, &request.refresh),
             objects.get::<Plan>(&path),
             objects.folders(&plans),
-            Ledgers::open(objects),
+            Ledgers::open(objects, request.full),
             view::open(self.catalog, &request.view),
         );
         if let Some(done) = outcome? {
@@ -331,7 +334,7 @@ impl Run<'_> {
         for attempt in 1..=MAX_COMMITS {
             let ((view, table), mut ledgers) = futures::try_join!(
                 view::open(self.catalog, &request.view),
-                Ledgers::open(&self.objects)
+                Ledgers::open(&self.objects, request.full)
             )?;
             view.require_incarnation(request.expected_incarnation.as_deref())?;
             let same = view.raw == work.view.raw
@@ -346,6 +349,7 @@ impl Run<'_> {
             // What was committed once, by whomever, counts only where it stands.
             self.staged
                 .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim.files()));
+            self.settled = ledgers.settled().map(str::to_string);
             let (judgement, carried) = self.judge(work, &table, &mut ledgers).await?;
             if judgement.is_done() {
                 let units = (judgement.kept.len() + judgement.added.len()) as u64;
@@ -408,6 +412,7 @@ impl Run<'_> {
                 Attempt::Landed(version) => {
                     if let Some(table) = self.verified(work, version, &judgement).await? {
                         self.landed = true;
+                        self.settled = None;
                         let outcome = Outcome {
                             view_version: version,
                             ..outcome
@@ -515,9 +520,10 @@ impl Run<'_> {
             Err(error) => warn!(%error, "the view's indices could not be read"),
         }
         let (objects, refresh) = (&self.objects, &self.request.refresh);
+        let sources = &work.plan.sources;
         let (outcome, fresh, rubbish) = futures::join!(
             outcome::record(objects, refresh, &outcome),
-            freshness::record(objects, &work.view, &table, &work.plan.sources),
+            freshness::record(objects, &work.view, &table, sources, self.settled.clone()),
             tidy::look(objects, refresh)
         );
         let outcome = outcome?;
