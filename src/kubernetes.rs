@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use axum::http::{Method, Request, Response, StatusCode, header};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use kube::client::Body;
 use kube::{Client, Config};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -75,9 +75,18 @@ impl ApiMetrics {
     }
 }
 
-/// A client for `config`.
-pub fn client(mut config: Config, metrics: &ApiMetrics) -> Result<Client, kube::Error> {
+/// A client for `config`, which audit logs know by the name of the `half` of
+/// the operator that it serves.
+pub fn client(
+    mut config: Config,
+    half: &'static str,
+    metrics: &ApiMetrics,
+) -> Result<Client, kube::Error> {
     config.default_retry = false;
+    let agent = HeaderValue::from_str(&format!("{half}/{}", env!("CARGO_PKG_VERSION")));
+    config
+        .headers
+        .extend(agent.ok().map(|agent| (header::USER_AGENT, agent)));
     let inner = Client::try_from(config)?;
     let namespace = inner.default_namespace().to_string();
     let metrics = metrics.clone();
@@ -183,7 +192,7 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (config, asked) = server(codes).await;
         let metrics = Metrics::default();
-        let client = client(config, &ApiMetrics::register(&metrics)).unwrap();
+        let client = client(config, "relance-test", &ApiMetrics::register(&metrics)).unwrap();
         let got = Api::<ConfigMap>::namespaced(client, "n").get("x").await;
         (
             got.is_ok(),

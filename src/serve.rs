@@ -18,6 +18,7 @@ use crate::controller::lease::Timing;
 use crate::controller::metrics::ControllerMetrics;
 use crate::controller::{self, ControllerConfig, ControllerError};
 use crate::kubernetes::ApiMetrics;
+use crate::resources::names;
 use crate::telemetry::otlp::{self, TraceError};
 use crate::telemetry::{self, Metrics, trace};
 use crate::{health, kubernetes, listener, rest};
@@ -63,7 +64,10 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
         .clone()
         .unwrap_or_else(|| config.default_namespace.clone());
     let metrics = Arc::new(Metrics::default());
-    let client = kubernetes::client(config, &ApiMetrics::register(&metrics))?;
+    let api_metrics = ApiMetrics::register(&metrics);
+    let client = |half| kubernetes::client(config.clone(), half, &api_metrics);
+    let rest_client = client(names::REST_MANAGER)?;
+    let controller_client = client(names::CONTROLLER_MANAGER)?;
     let catalog = SharedCatalog::new(&args.catalog.catalog, args.catalog.options(), &metrics);
 
     // All addresses are taken before anything runs, so that a wrong one ends it all.
@@ -73,7 +77,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
         false => None,
     };
     let health = health::router(health::Health {
-        client: client.clone(),
+        client: rest_client.clone(),
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     });
@@ -91,7 +95,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
             return;
         };
         let api = Arc::new(rest::Api::new(
-            client.clone(),
+            rest_client.clone(),
             &namespace,
             catalog.clone(),
             &metrics,
@@ -117,8 +121,9 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
             lease: Duration::from_secs(args.lease_seconds.into()),
         };
         let leadership = Leadership::register(&metrics);
-        let election = Election::new(client.clone(), &namespace, &args.lease, timing, leadership);
-        let ended = controller::lead(client.clone(), config, election).await;
+        let client = controller_client.clone();
+        let election = Election::new(client, &namespace, &args.lease, timing, leadership);
+        let ended = controller::lead(controller_client.clone(), config, election).await;
         if ended.is_err() {
             // Half an operator is none: whoever runs this one shall see that it ended.
             shutdown.cancel();

@@ -6,7 +6,7 @@ use std::process::Command;
 use relance::resources::{Mode, Phase};
 use serde_json::{Value, json};
 
-use crate::operator::{Operator, needed};
+use crate::operator::{Operator, PATIENCE, needed};
 use crate::support::kubeconfig;
 
 #[tokio::test]
@@ -16,6 +16,7 @@ async fn the_chart_installs_an_operator_whose_roles_suffice() {
     operator.view("v", "SELECT id FROM src WHERE id > 1").await;
     // The helper's own stands in the chart's place.
     operator.kubectl(&["delete", "refreshcluster", "default"]);
+    operator.kubectl(&["delete", "roles,rolebindings", "--all"]);
     let values = json!({
         "image": needed("RELANCE_TEST_IMAGE"),
         "imagePullPolicy": "Never",
@@ -48,6 +49,15 @@ async fn the_chart_installs_an_operator_whose_roles_suffice() {
         "{}",
         String::from_utf8_lossy(&helm.stderr)
     );
+
+    let told = Command::new("helm")
+        .args(["--kubeconfig", &kubeconfig(), "--namespace"])
+        .args([&operator.space.namespace, "test", "relance", "--logs"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned();
+    assert!(told.contains("Phase:          Succeeded"), "{told}");
+    only_who_may_use_a_cluster_creates_refreshes_on_it(&operator).await;
 
     let address = "jsonpath={.spec.clusterIP}";
     let address = operator.kubectl(&["get", "service", "relance", "-o", address]);
@@ -107,4 +117,79 @@ async fn the_chart_installs_an_operator_whose_roles_suffice() {
         assert!(!log.to_lowercase().contains("forbidden: user"), "{log}");
         assert!(!log.contains("cannot "), "{log}");
     }
+}
+
+/// The admission policy, asked as users of kubectl meet it.
+async fn only_who_may_use_a_cluster_creates_refreshes_on_it(operator: &Operator) {
+    operator.kubectl(&[
+        "create",
+        "role",
+        "creates",
+        "--verb=create",
+        "--resource=materializedviewrefreshes.relance.dev",
+    ]);
+    // kubectl makes no Role with a verb that is no request's.
+    let uses = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": {"name": "uses"},
+        "rules": [{
+            "apiGroups": ["relance.dev"],
+            "resources": ["refreshclusters"],
+            "resourceNames": ["default"],
+            "verbs": ["use"],
+        }],
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), uses.to_string()).unwrap();
+    operator.kubectl(&["apply", "-f", file.path().to_str().unwrap()]);
+    for role in ["creates", "uses"] {
+        let role = format!("--role={role}");
+        operator.kubectl(&["create", "rolebinding", &role[7..], &role, "--user=may"]);
+    }
+    operator.kubectl(&[
+        "create",
+        "rolebinding",
+        "creates-only",
+        "--role=creates",
+        "--user=may-not",
+    ]);
+    // A dry run is admitted as a creation is.
+    let create = |user: &str, cluster: &str| {
+        let refresh = json!({
+            "apiVersion": "relance.dev/v1alpha1",
+            "kind": "MaterializedViewRefresh",
+            "metadata": {"name": "asked"},
+            "spec": {"view": ["v"], "cluster": cluster},
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), refresh.to_string()).unwrap();
+        let output = Command::new("kubectl")
+            .args(["--kubeconfig", &kubeconfig(), "--as", user])
+            .args(["-n", &operator.space.namespace])
+            .args(["create", "--dry-run=server", "-f"])
+            .arg(file.path())
+            .output()
+            .unwrap();
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    };
+    // The API server hears of the policy a moment after it was made.
+    let start = std::time::Instant::now();
+    let refused = loop {
+        match create("may-not", "default") {
+            Err(said) if said.contains("may not use") => break said,
+            other => assert!(start.elapsed() < PATIENCE, "{other:?}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    };
+    assert!(
+        refused.contains("may-not may not use refreshcluster 'default'"),
+        "{refused}"
+    );
+    assert_eq!(create("may", "default"), Ok(()));
+    let elsewhere = create("may", "other").unwrap_err();
+    assert!(elsewhere.contains("may not use"), "{elsewhere}");
 }

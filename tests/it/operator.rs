@@ -12,7 +12,10 @@ use arrow_schema::{DataType, Field, Schema};
 use futures::TryStreamExt;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
 use lance::Dataset;
 use lance::dataset::{WriteMode, WriteParams};
 use lancedb::materialized_view::{MaterializedViewDefinition, prepare_definition};
@@ -20,6 +23,7 @@ use relance::engine::commit::REFRESH;
 use relance::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase, RefreshCluster,
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::support::{Space, kubeconfig};
@@ -33,6 +37,10 @@ pub fn needed(variable: &str) -> String {
             "{variable} is not set; this test needs a whole cluster: tests/run brings one up and sets it"
         )
     })
+}
+
+fn repo(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// One that is killed often is followed soon.
@@ -85,7 +93,65 @@ impl Operator {
             process: None,
         };
         operator.cluster("default", json!({})).await;
+        operator.grant().await;
         operator
+    }
+
+    /// Gives the process's user what the chart gives to both halves of the
+    /// operator, and nothing else; waits until the API server knows.
+    async fn grant(&self) {
+        let namespace = &self.space.namespace;
+        let user = self.user();
+        let text = std::fs::read_to_string(repo("deploy/relance.yaml")).unwrap();
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let mut role = serde_yaml::Value::deserialize(document).unwrap();
+            if role["kind"] != "Role" {
+                continue;
+            }
+            role["metadata"]["namespace"] = namespace.as_str().into();
+            for rule in role["rules"].as_sequence_mut().unwrap() {
+                if rule["resources"][0] == "namespaces" {
+                    rule["resourceNames"][0] = namespace.as_str().into();
+                }
+            }
+            let role: Role = serde_yaml::from_value(role).unwrap();
+            let name = role.metadata.name.clone().unwrap();
+            let binding = json!({
+                "metadata": {"name": name},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+            });
+            let binding: RoleBinding = serde_json::from_value(binding).unwrap();
+            let post = PostParams::default();
+            let client = &self.space.client;
+            let roles = Api::<Role>::namespaced(client.clone(), namespace);
+            roles.create(&post, &role).await.unwrap();
+            let bindings = Api::<RoleBinding>::namespaced(client.clone(), namespace);
+            bindings.create(&post, &binding).await.unwrap();
+        }
+        let mut file = Kubeconfig::read_from(kubeconfig()).unwrap();
+        for named in &mut file.auth_infos {
+            named.auth_info.as_mut().unwrap().impersonate = Some(user.clone());
+        }
+        let yaml = serde_yaml::to_string(&file).unwrap();
+        std::fs::write(self.kubeconfig(), yaml).unwrap();
+        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+        let limited = Client::try_from(config.unwrap()).unwrap();
+        let clusters = Api::<RefreshCluster>::namespaced(limited, namespace);
+        let start = Instant::now();
+        while let Err(error) = clusters.list(&Default::default()).await {
+            assert!(start.elapsed() < PATIENCE, "{error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn user(&self) -> String {
+        format!("operator-of-{}", self.space.namespace)
+    }
+
+    /// The process's own kubeconfig.
+    fn kubeconfig(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("relance-{}.kubeconfig", self.space.namespace))
     }
 
     /// A namespace, the source `src` of ten rows and the view `v` of eight, and the process.
@@ -148,6 +214,15 @@ impl Operator {
         }
     }
 
+    /// Waits until the process is the replica that acts.
+    pub async fn acts(&self) {
+        let start = Instant::now();
+        while !leads(&self.health).await {
+            assert!(start.elapsed() < PATIENCE, "not elected");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Starts the process.
     pub fn spawn(&mut self) {
         let address = self.url.trim_start_matches("http://");
@@ -157,18 +232,22 @@ impl Operator {
     /// Another process beside it, which nobody should run: one that does not
     /// share the first one's Lease.
     pub fn second(&self) -> Second {
-        self.beside(&["--lease", "by-accident"])
+        // Its Lease is none that the Roles speak of.
+        self.beside(
+            &["--lease", "by-accident"],
+            &[("KUBECONFIG", &kubeconfig())],
+        )
     }
 
     /// Another replica of it.
     pub fn replica(&self, arguments: &[&str]) -> Second {
-        self.beside(arguments)
+        self.beside(arguments, &[])
     }
 
-    fn beside(&self, arguments: &[&str]) -> Second {
+    fn beside(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Second {
         let [api, health] = [free_address(), free_address()];
         Second {
-            process: self.run(&api, &health, arguments, &[]),
+            process: self.run(&api, &health, arguments, environment),
             url: format!("http://{api}"),
             health,
         }
@@ -193,7 +272,7 @@ impl Operator {
             .args(["--listen", listen])
             .args(["--health-listen", health])
             .args(arguments)
-            .env("KUBECONFIG", kubeconfig())
+            .env("KUBECONFIG", self.kubeconfig())
             .env_remove("RUST_LOG")
             .envs(environment.iter().copied())
             .stdout(Stdio::null())
@@ -379,6 +458,20 @@ fn free_address() -> String {
     socket.local_addr().unwrap().to_string()
 }
 
+/// Whether a replica is the one that acts, by its own word; false if it does not answer.
+async fn leads(health: &str) -> bool {
+    let url = format!("http://{health}/metrics");
+    let patience = Duration::from_millis(500);
+    let asked = reqwest::Client::new().get(url).timeout(patience).send();
+    match asked.await {
+        Ok(answer) => {
+            let text = answer.text().await.unwrap_or_default();
+            text.contains("\nrelance_controller_leader 1\n")
+        }
+        Err(_) => false,
+    }
+}
+
 /// A second process, which ends with the test.
 pub struct Second {
     process: Child,
@@ -387,21 +480,9 @@ pub struct Second {
 }
 
 impl Second {
-    /// Whether it is the replica that acts, by its own word; false if it does not answer.
+    /// Whether it is the replica that acts.
     pub async fn leads(&self) -> bool {
-        let url = format!("http://{}/metrics", self.health);
-        match reqwest::Client::new()
-            .get(url)
-            .timeout(Duration::from_millis(500))
-            .send()
-            .await
-        {
-            Ok(answer) => {
-                let text = answer.text().await.unwrap_or_default();
-                text.contains("\nrelance_controller_leader 1\n")
-            }
-            Err(_) => false,
-        }
+        leads(&self.health).await
     }
 
     /// Waits until it acts; how long that took.
@@ -449,6 +530,7 @@ impl Drop for Operator {
     fn drop(&mut self) {
         self.kill();
         let _ = std::fs::remove_file(&self.tables);
+        let _ = std::fs::remove_file(self.kubeconfig());
         if std::thread::panicking() {
             eprintln!("the operator's log: {}", self.log().display());
             if let Ok(log) = std::fs::read_to_string(self.log()) {

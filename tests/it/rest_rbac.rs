@@ -61,6 +61,9 @@ async fn limited(world: &World, user: &str, rules: Vec<PolicyRule>) -> Client {
         .await
         .expect("a usable kubeconfig");
     config.auth_info.impersonate = Some(user.to_string());
+    // An audited run counts what REST does here too.
+    let agent = axum::http::HeaderValue::from_static("relance-rest/test");
+    config.headers.push((axum::http::header::USER_AGENT, agent));
     Client::try_from(config).expect("a client")
 }
 

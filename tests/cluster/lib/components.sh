@@ -111,6 +111,23 @@ start_apiserver() {
         # The service `kubernetes` may not have a loopback address behind it.
         more=(--endpoint-reconciler-type=none)
     fi
+    if [ -n "${RELANCE_AUDIT:-}" ]; then
+        # Who used which verb on what; no bodies. Requests of the cluster's own parts are left out.
+        cat >"$STATE/conf/audit.yaml" <<'YAML'
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: None
+    users: ["system:apiserver", "system:kube-controller-manager", "system:kube-scheduler", "system:kube-proxy"]
+  - level: None
+    userGroups: ["system:nodes", "system:serviceaccounts:kube-system"]
+  - level: None
+    nonResourceURLs: ["*"]
+  - level: Metadata
+YAML
+        more+=(--audit-policy-file="$STATE/conf/audit.yaml" --audit-log-path="$STATE/log/audit.log")
+    fi
     start apiserver "$BIN/kube-apiserver" --etcd-servers="http://$ETCD_IP:2379" \
         --bind-address="$IP" --advertise-address="$IP" --secure-port=6443 \
         --service-cluster-ip-range="$SERVICES" --allow-privileged=true \
