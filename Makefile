@@ -46,6 +46,10 @@ kills: packages ## A kill schedule over two clusters at full length (an hour; RE
 bench: packages ## What a refresh costs beside what Kubernetes itself costs
 	@NAME=$(TEST_NAME) tests/run --bench refresh
 
+.PHONY: bench-scale
+bench-scale: packages ## Thousands of refreshes over nodes and pods that are none, beside a bare client
+	@NAME=$(TEST_NAME) tests/run --release --bench scale
+
 .PHONY: bench-engine
 bench-engine: packages ## The engine beside lancedb and the floor, without a cluster; writes benches/RESULTS.md
 	@RELANCE_TEST_PYTHON=$$(tests/python/venv) cargo bench --bench engine -- --write benches/RESULTS.md
