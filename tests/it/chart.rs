@@ -86,3 +86,94 @@ fn no_role_of_the_chart_lists_secrets_or_reaches_beyond_the_namespace() {
     }
     assert!(rules > 5, "no rules were found");
 }
+
+/// Every value has its documentation right above it, and its place in the schema.
+#[test]
+fn every_value_is_documented_and_in_the_schema() {
+    let text = read(&repo("deploy/chart/values.yaml"));
+    let lines: Vec<&str> = text.lines().collect();
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    let mut path: Vec<(usize, String)> = Vec::new();
+    let schema: serde_json::Value =
+        serde_json::from_str(&read(&repo("deploy/chart/values.schema.json"))).unwrap();
+    let mut documented = 0;
+    for (at, line) in lines.iter().enumerate() {
+        let Some((key, value)) = line.split_once(':') else {
+            continue;
+        };
+        let key = key.trim();
+        if key.starts_with('#') || key.contains(' ') {
+            continue;
+        }
+        path.retain(|(other, _)| *other < depth(line));
+        path.push((depth(line), key.to_string()));
+        if path.iter().any(|(_, key)| key == "requests") {
+            // Within what Kubernetes itself defines.
+            continue;
+        }
+        let mut of = &schema;
+        for (_, key) in &path {
+            of = &of["properties"][key];
+        }
+        assert!(of.is_object(), "{key} is not in the schema");
+        let parent = value.trim().is_empty() && key != "resources";
+        let comment = lines[..at]
+            .iter()
+            .rev()
+            .take_while(|above| above.trim_start().starts_with('#'));
+        let said = comment.into_iter().any(|line| line.contains("# -- "));
+        assert!(said || parent, "{key} is not documented");
+        documented += usize::from(said);
+    }
+    assert!(documented > 25, "{documented}");
+}
+
+#[test]
+fn what_the_chart_makes_follows_its_values() {
+    let chart = repo("deploy/chart").display().to_string();
+    let rendered = |values: &[&str]| {
+        let base = ["template", "r", &chart, "--kube-version", "1.34.0"];
+        let set = ["image=x", "catalog=dir:///t"].iter().chain(values);
+        let set = set.flat_map(|value| ["--set", *value]);
+        let (ok, text) = helm(&base.iter().copied().chain(set).collect::<Vec<_>>());
+        assert!(ok, "{text}");
+        text
+    };
+    let kinds = |text: &str, kind: &str| {
+        let line = format!("kind: {kind}");
+        text.lines().filter(|other| **other == line).count()
+    };
+    let all = rendered(&[
+        "serviceMonitor.create=true",
+        "tracing.endpoint=http://c:4318",
+    ]);
+    for (kind, count) in [
+        ("Deployment", 2),
+        ("NetworkPolicy", 3),
+        ("PodDisruptionBudget", 2),
+        ("ServiceMonitor", 1),
+        ("ValidatingAdmissionPolicy", 1),
+        ("ValidatingAdmissionPolicyBinding", 1),
+    ] {
+        assert_eq!(kinds(&all, kind), count, "{kind}");
+    }
+    assert_eq!(all.matches("OTEL_EXPORTER_OTLP_ENDPOINT").count(), 2);
+    let least = rendered(&[
+        "networkPolicy.create=false",
+        "podDisruptionBudget.create=false",
+        "admissionPolicy.create=false",
+        "rest.replicas=1",
+        "controller.replicas=1",
+    ]);
+    for kind in [
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "ServiceMonitor",
+        "ValidatingAdmissionPolicy",
+    ] {
+        assert_eq!(kinds(&least, kind), 0, "{kind}");
+    }
+    // A budget for one replica would keep its node from being drained.
+    let one = rendered(&["rest.replicas=1", "controller.replicas=1"]);
+    assert_eq!(kinds(&one, "PodDisruptionBudget"), 0);
+}

@@ -25,4 +25,5 @@ mod rest_rbac;
 mod serve;
 mod support;
 mod telemetry;
+mod upgrade;
 mod validation;
