@@ -40,7 +40,7 @@ use super::refresh::SecretRef;
 #[x_kube(validation = Rule::new("self.defaultConcurrency <= self.maxConcurrency").message("spec.defaultConcurrency must not be greater than spec.maxConcurrency"))]
 #[x_kube(validation = Rule::new("!has(self.maxActiveDeadlineSeconds) || self.activeDeadlineSeconds <= self.maxActiveDeadlineSeconds").message("spec.activeDeadlineSeconds must not be greater than spec.maxActiveDeadlineSeconds"))]
 #[x_kube(validation = Rule::new("!has(self.maxBackoffLimit) || self.backoffLimit <= self.maxBackoffLimit").message("spec.backoffLimit must not be greater than spec.maxBackoffLimit"))]
-#[x_kube(validation = Rule::new("!has(self.namespace) || has(self.kubeconfigSecretRef)").message("spec.namespace is for another cluster: give spec.kubeconfigSecretRef too, or leave it out, since Jobs in this cluster run in the namespace of their refreshes"))]
+#[x_kube(validation = Rule::new("!has(self.__namespace__) || has(self.kubeconfigSecretRef)").message("spec.namespace is for another cluster: give spec.kubeconfigSecretRef too, or leave it out, since Jobs in this cluster run in the namespace of their refreshes"))]
 pub struct RefreshClusterSpec {
     /// Secret in this namespace with the kubeconfig of another cluster, in which the Jobs run. Absent: they run in this cluster and namespace. The kubeconfig must hold its certificates or its token inline; files, programs, plug-ins, proxies, impersonation and unverified TLS are refused. It is read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -116,6 +116,26 @@ async fn the_api_server_and_the_validator_refuse_with_the_same_sentence() {
             "c",
             json!({"defaultConcurrency": 65}),
         ),
+        (
+            "spec.activeDeadlineSeconds must not",
+            "c",
+            json!({"activeDeadlineSeconds": 9, "maxActiveDeadlineSeconds": 8}),
+        ),
+        (
+            "spec.backoffLimit must not",
+            "c",
+            json!({"backoffLimit": 2, "maxBackoffLimit": 1}),
+        ),
+        (
+            "spec.namespace is for",
+            "c",
+            json!({"namespace": "elsewhere"}),
+        ),
+        (
+            "spec.namespace must be",
+            "c",
+            json!({"namespace": "Else.where", "kubeconfigSecretRef": {"name": "k"}}),
+        ),
     ];
     for (begins, name, spec) in clusters {
         let object = object::<RefreshCluster>(name, spec);
@@ -144,6 +164,10 @@ fn every_cel_rule_is_known_to_these_tests() {
         "spec.manifestSecretRef and",
         "spec.manifestChecksum must be",
         "spec.defaultConcurrency must not",
+        "spec.activeDeadlineSeconds must not",
+        "spec.backoffLimit must not",
+        "spec.namespace is for",
+        "spec.namespace must be",
         // Judged when it changes.
         "spec may not change",
         "spec.cancel cannot",

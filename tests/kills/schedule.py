@@ -89,6 +89,11 @@ class Cluster:
         sys.exit(f"{self.name}: {self.error}")
 
     def fresh(self, namespace):
+        # What an earlier run was ended in the midst of is held, and nobody is there to let it go.
+        held = self.kubectl("get", "mvr", "-o", "name", namespace=namespace) or ""
+        for refresh in held.split():
+            free = ("patch", refresh, "--type=merge", "-p", '{"metadata": {"finalizers": []}}')
+            self.kubectl(*free, namespace=namespace)
         self.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=120s")
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
 
