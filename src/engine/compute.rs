@@ -3,11 +3,12 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::info;
 
@@ -25,7 +26,7 @@ use super::{merge, paths};
 /// How often the others' claims are listed while there is work of one's own.
 const LOOK: Duration = Duration::from_millis(500);
 /// And while one waits for them.
-const LOOK_IDLE: Duration = Duration::from_millis(100);
+const LOOK_IDLE: Duration = Duration::from_millis(50);
 /// How many claims are read at a time.
 const READS: usize = 64;
 
@@ -57,12 +58,15 @@ pub async fn compute(
         ids.iter().enumerate().map(|(at, id)| (id, at)).collect();
 
     let threads = request.threads();
+    // While the claim of one is recorded another is computed.
+    let at_a_time = threads + threads.div_ceil(2);
+    let permits = Arc::new(Semaphore::new(threads));
     let workers = request.workers.max(1) as usize;
     let mut share = Share::new(
         tasks.len(),
         workers,
         request.index as usize,
-        threads,
+        at_a_time,
         Instant::now(),
     );
     let parts = work.parts.as_ref().map_or(0, Parts::count) as u64;
@@ -88,7 +92,7 @@ pub async fn compute(
     let mut looked = Instant::now();
     let mut known = HashSet::new();
     loop {
-        while running.len() < threads {
+        while running.len() < at_a_time {
             let Next::Do(task) = share.next(Instant::now()) else {
                 break;
             };
@@ -98,6 +102,7 @@ pub async fn compute(
                 idle,
                 work.bench.clone(),
                 objects.clone(),
+                permits.clone(),
             ));
         }
         // What is still under way here another worker has done by now.
@@ -128,8 +133,8 @@ pub async fn compute(
                 let known = known.iter().chain(staged.keys()).cloned().collect();
                 looking.push(news(objects, request, known));
             }
-            Some((task, took, result)) = running.next() => {
-                let claim = result?;
+            Some((task, result)) = running.next() => {
+                let (claim, took) = result?;
                 share.done(task, Some(took), Instant::now());
                 if let Some(claim) = claim
                     && let Entry::Vacant(place) = staged.entry(claim.id())
@@ -199,30 +204,35 @@ impl From<EngineError> for UnitError {
 }
 
 /// Does one task, in a task of tokio's, so that several use several processors.
+/// It is computed once there is a permit.
 async fn run(
     task: usize,
     what: Todo,
     threads: usize,
     bench: Workbench,
     objects: Objects,
+    permits: Arc<Semaphore>,
 ) -> (
     usize,
-    Duration,
-    std::result::Result<Option<Claim>, UnitError>,
+    std::result::Result<(Option<Claim>, Duration), UnitError>,
 ) {
-    let started = Instant::now();
     let done = tokio::spawn(async move {
+        // The semaphore is never closed.
+        let permit = permits.acquire_owned().await;
+        let started = Instant::now();
         let claim = match what {
             Todo::Unit(task, inputs) => bench.compute(task, inputs, threads).await?,
             Todo::Merge(claims) => match bench.merge(&claims).await? {
                 Some(claim) => claim,
                 None => {
                     info!("rows to put together have changed meanwhile; they are left as they are");
-                    return Ok(None);
+                    return Ok((None, started.elapsed()));
                 }
             },
         };
-        Ok(Some(record(&bench, &objects, claim).await?))
+        drop(permit);
+        let claim = record(&bench, &objects, claim).await?;
+        Ok((Some(claim), started.elapsed()))
     });
     let result = match AbortOnDrop(done).await {
         Ok(result) => result,
@@ -230,7 +240,7 @@ async fn run(
             "a unit's task ended early: {error}"
         )))),
     };
-    (task, started.elapsed(), result)
+    (task, result)
 }
 
 /// Records `claim`, or returns what another worker recorded first: that is what

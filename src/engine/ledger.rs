@@ -36,7 +36,7 @@ pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
 pub const LEDGERS_KEPT: usize = 16;
 
 /// How many files are looked at together.
-pub(super) const HEADS: usize = 64;
+pub(super) const HEADS: usize = 128;
 
 /// When more files are to be looked at, the folder is listed: a thousand in one
 /// call.
