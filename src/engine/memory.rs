@@ -12,10 +12,10 @@
 //! ```
 //!
 //! bytes. What it read, decoded, and hands to the writer, with what the
-//! allocator keeps of all that, comes to about 8 R: so all units together take
-//! about half of the limit, whatever the size of the tables, of their fragments
-//! and of the units. (A single row that has more than R bytes is read all the
-//! same.)
+//! allocator keeps of all that, comes to 5 to 11 R: so all units together take
+//! at most about two thirds of the limit, whatever the size of the tables, of their
+//! fragments and of the units. (A single row that has more than R bytes is read
+//! all the same.)
 //!
 //! **Queries.** Views that are recomputed whole sort, join and aggregate more
 //! rows than memory takes. What these operators hold comes out of one pool for
