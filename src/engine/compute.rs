@@ -85,7 +85,7 @@ pub async fn compute(
     progress.send_replace(now);
 
     // Fewer tasks than there are processors for: several do one.
-    let idle = (threads * workers / tasks.len().max(1)).clamp(1, threads);
+    let threads_each = (threads * workers / tasks.len().max(1)).clamp(1, threads);
 
     let mut running = FuturesUnordered::new();
     let mut looking = FuturesUnordered::new();
@@ -99,7 +99,7 @@ pub async fn compute(
             running.push(run(
                 task,
                 tasks[task].clone(),
-                idle,
+                threads_each,
                 work.bench.clone(),
                 objects.clone(),
                 permits.clone(),

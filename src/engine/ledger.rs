@@ -15,7 +15,6 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
-use futures::{StreamExt, TryStreamExt};
 use lance_core::datatypes::Schema;
 use lance_table::format::{DataFile, Fragment};
 use serde::{Deserialize, Serialize};
@@ -34,9 +33,6 @@ pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
 /// How many ledgers are kept. More than one, so that claims revive when a
 /// user restores an earlier version of the view.
 pub const LEDGERS_KEPT: usize = 16;
-
-/// How many files are looked at together.
-pub(super) const HEADS: usize = 128;
 
 /// When more files are to be looked at, the folder is listed: a thousand in one
 /// call.
@@ -260,6 +256,12 @@ impl Ledgers {
         }
     }
 
+    /// The newest, at most `count` of them.
+    pub async fn newest(&mut self, count: usize) -> Result<&[Ledger]> {
+        while self.read.len() < count && self.next().await? {}
+        Ok(&self.read[..count.min(self.read.len())])
+    }
+
     /// Reads one more. Returns whether there was one.
     async fn next(&mut self) -> Result<bool> {
         while let Some(listed) = self.rest.pop() {
@@ -295,15 +297,13 @@ async fn absent(objects: &Objects, claims: &[Claim]) -> Result<HashSet<String>> 
         }
         return Ok(files);
     }
-    futures::stream::iter(files)
-        .map(|file| {
-            let path = data.clone().join(file.as_str());
-            async move { Ok((objects.modified(&path).await?.is_none()).then_some(file)) }
-        })
-        .buffer_unordered(HEADS)
-        .try_filter_map(|file| async move { Ok(file) })
-        .try_collect()
-        .await
+    let files = files.into_iter().map(|file| {
+        let path = data.clone().join(file.as_str());
+        (file, path)
+    });
+    let looked = objects.modified_each(files.collect()).await?;
+    let gone = looked.into_iter().filter(|(_, at)| at.is_none());
+    Ok(gone.map(|(file, _)| file).collect())
 }
 
 /// Deletes all but the newest ledgers.

@@ -198,19 +198,19 @@ impl Run<'_> {
     async fn plan(&mut self, n: u32) -> Result<Planned> {
         let (request, objects) = (self.request, &self.objects);
         let path = paths::plan(objects.root(), &request.refresh, n);
-        let plans = paths::plans(objects.root());
+        let folder = paths::plans(objects.root());
         // All at once: a store that is far away takes long to answer each.
-        let (outcome, fixed, folders, ledgers, opened) = futures::join!(
+        let (outcome, fixed, plans, ledgers, opened) = futures::join!(
             outcome::recorded(objects, &request.refresh),
             objects.get::<Plan>(&path),
-            objects.folders(&plans),
+            objects.folders(&folder),
             Ledgers::open(objects, request.full),
             view::open(self.catalog, &request.view),
         );
         if let Some(done) = outcome? {
             return Ok(Planned::Done(done));
         }
-        let (fixed, mut ledgers, opened) = (fixed?, ledgers?, opened?);
+        let (fixed, plans, mut ledgers, opened) = (fixed?, plans?, ledgers?, opened?);
         if let (Some(plan), 1) = (&fixed, n)
             && let Some(done) =
                 outcome::committed(objects, &opened.1, &request.refresh, plan).await?
@@ -223,7 +223,7 @@ impl Run<'_> {
         };
         let table = &work.bench.table;
         let (refresh, full) = (&request.refresh, request.full);
-        for claim in staged::usable(objects, folders?, table, refresh, full).await? {
+        for claim in staged::usable(objects, plans.clone(), table, refresh, full).await? {
             self.staged.insert(claim.id(), claim);
         }
         if work.is_limited() {
@@ -238,7 +238,8 @@ impl Run<'_> {
             work.plan.merges = work.merges(&now);
             work.plan.kept = now.kept.len() as u64;
             let units = !work.plan.units.is_empty();
-            work.plan.partials = partials::choose(&work, &self.objects, request, units).await?;
+            work.plan.partials =
+                partials::choose(&work, objects, &mut ledgers, &plans, request, units).await?;
             fixed = Some(self.objects.agree(&path, work.plan.clone()).await?);
         }
         if let Some(plan) = fixed {

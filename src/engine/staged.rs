@@ -11,10 +11,10 @@ use lance::dataset::mem_wal::DatasetMemWalExt;
 use super::error::{EngineError, Result};
 use super::fingerprint::Fingerprint;
 use super::history::History;
-use super::ledger::{Claim, HEADS, STAGED_FOR};
+use super::ledger::{Claim, STAGED_FOR};
 use super::paths;
 use super::plan::Plan;
-use super::store::{Objects, storage};
+use super::store::{HEADS, Objects, storage};
 use super::view::ViewInfo;
 
 /// How many refreshes' leftovers are looked at.
@@ -80,11 +80,7 @@ pub async fn look(
                 .map(|file| (id.clone(), data.clone().join(file))),
         );
     }
-    futures::stream::iter(files)
-        .map(|(id, path)| async move { Ok((id, objects.modified(&path).await?)) })
-        .buffer_unordered(HEADS)
-        .try_collect()
-        .await
+    objects.modified_each(files).await
 }
 
 /// The claims among those `looked` at whose files may not be committed at `now`

@@ -44,6 +44,9 @@ const RETRIES_OPTION: &str = "client_max_retries";
 /// more servers refuses calls for longer than that.
 const RETRIES: u32 = 10;
 
+/// How many objects are looked at together.
+pub(super) const HEADS: usize = 128;
+
 /// How often an object that must not exist yet is put, if what becomes of it
 /// stays unknown.
 const CREATE_ATTEMPTS: u32 = 4;
@@ -276,6 +279,18 @@ impl Objects {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(object(path, error)),
         }
+    }
+
+    /// When each of `objects` was written, as [`Objects::modified`] tells it.
+    pub async fn modified_each<K>(
+        &self,
+        objects: Vec<(K, Path)>,
+    ) -> Result<Vec<(K, Option<SystemTime>)>> {
+        futures::stream::iter(objects)
+            .map(|(key, path)| async move { Ok((key, self.modified(&path).await?)) })
+            .buffer_unordered(HEADS)
+            .try_collect()
+            .await
     }
 
     /// All objects below `folder`, in the order of their names.

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use self::parts::{Parts, compute};
 use super::error::Result;
 use super::fingerprint::Fingerprint;
-use super::ledger::{Claim, Ledger, STAGED_FOR};
+use super::ledger::{Claim, Ledger, Ledgers, STAGED_FOR};
 use super::plan::{self, Plan};
 use super::refresh::Request;
 use super::store::Objects;
@@ -81,10 +81,13 @@ impl Partial {
 
 /// The partials that `work`'s groups come of; none where they cannot be merged.
 /// Those that are too large are returned alone. Unless `units` are to be
-/// computed, nothing is cut: only what was there is kept.
+/// computed, nothing is cut: only what was there is kept. `plans` are the
+/// folders of plans that are under way, or were left.
 pub async fn choose(
     work: &Work,
     objects: &Objects,
+    ledgers: &mut Ledgers,
+    plans: &[String],
     request: &Request,
     units: bool,
 ) -> Result<Vec<Partial>> {
@@ -95,16 +98,22 @@ pub async fn choose(
     let salt = if request.full { &request.refresh } else { "" };
     let mut chosen = Chosen::new(pieces);
     if !request.full {
-        let (found, since) = committed(objects).await?;
-        let rest = chosen.take(found);
-        if let (Some(since), false) = (since, chosen.is_complete()) {
-            let moves = work.moves(&[since]).await?;
+        let ledgers = ledgers.newest(LEDGERS).await?;
+        let kept = ledgers.iter().flat_map(|ledger| ledger.partials.clone());
+        let kept = kept.map(|partial| Partial {
+            kept: true,
+            ..partial
+        });
+        let rest = chosen.take(kept.collect());
+        if !chosen.is_complete() {
+            let since = work.since(ledgers.iter().map(|ledger| &ledger.outcome));
+            let moves = work.moves(&since).await?;
             let claims: Vec<Claim> = rest.into_iter().map(as_claim).collect();
             let carried = carry::over_source(&claims, moves);
             chosen.take(carried.into_iter().map(of_claim).collect());
         }
         if units && !chosen.is_complete() {
-            chosen.take(left(objects).await?);
+            chosen.take(left(objects, plans).await?);
         }
     }
     if units && chosen.partials.iter().any(|p| p.large) {
@@ -116,33 +125,11 @@ pub async fn choose(
     Ok(chosen.partials)
 }
 
-/// The partials of the newest ledgers, and the source version of the oldest of
-/// these.
-async fn committed(objects: &Objects) -> Result<(Vec<Partial>, Option<u64>)> {
-    let listed = objects.list(&paths::ledgers(objects.root())).await?;
-    let mut found = Vec::new();
-    let mut since = None;
-    for object in listed.iter().rev().take(LEDGERS) {
-        if let Some(ledger) = objects.get::<Ledger>(&object.path).await? {
-            since = since
-                .into_iter()
-                .chain([ledger.outcome.source_version])
-                .min();
-            found.extend(ledger.partials);
-        }
-    }
-    for partial in &mut found {
-        partial.kept = true;
-    }
-    Ok((found, since))
-}
-
 /// The partials of plans whose refreshes did not end.
-async fn left(objects: &Objects) -> Result<Vec<Partial>> {
-    let folders = objects.folders(&paths::plans(objects.root())).await?;
+async fn left(objects: &Objects, plans: &[String]) -> Result<Vec<Partial>> {
     let mut found = Vec::new();
-    for folder in folders.into_iter().take(PLANS) {
-        let path = paths::plan(objects.root(), &folder, 1);
+    for folder in plans.iter().take(PLANS) {
+        let path = paths::plan(objects.root(), folder, 1);
         if let Some(plan) = objects.get::<Plan>(&path).await? {
             found.extend(plan.partials.into_iter().filter(|p| !p.kept));
         }
