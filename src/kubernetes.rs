@@ -103,8 +103,9 @@ async fn send(
     mut request: Request<Body>,
 ) -> Result<Response<Body>, kube::Error> {
     let mut pause = FIRST_PAUSE;
-    for _ in 0..REPEATS {
-        let again = again(&request);
+    let mut repeats = 0..REPEATS;
+    loop {
+        let again = repeats.next().and_then(|_| again(&request));
         let (method, started) = (request.method().clone(), Instant::now());
         let answer = client.send(request).await;
         metrics.note(&method, started, answer.as_ref().ok().map(Response::status));
@@ -122,10 +123,6 @@ async fn send(
         pause *= 2;
         request = again;
     }
-    let (method, started) = (request.method().clone(), Instant::now());
-    let answer = client.send(request).await;
-    metrics.note(&method, started, answer.as_ref().ok().map(Response::status));
-    answer
 }
 
 /// The same request once more; None if its body can be sent but once.
