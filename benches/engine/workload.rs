@@ -62,23 +62,23 @@ pub const ROWS: Workload = Workload {
     lancedb: true,
 };
 
+/// A vector column carried through.
+const WIDE: Workload = Workload {
+    name: "wide",
+    rows: wide,
+    sql: "SELECT id, x * 2 AS y, vector FROM src WHERE x >= 20",
+    scan: Some(Scan {
+        columns: &[("id", "id"), ("y", "x * 2"), ("vector", "vector")],
+        filter: "x >= 20",
+    }),
+    oracle: "SELECT id, x * 2 AS y, vector FROM src WHERE x >= 20",
+    part_of: 100,
+    lancedb: true,
+};
+
 /// The other shapes.
 pub const SHAPES: &[(Part, Workload)] = &[
-    (
-        Part::Wide,
-        Workload {
-            name: "wide",
-            rows: wide,
-            sql: "SELECT id, x * 2 AS y, vector FROM src WHERE x >= 20",
-            scan: Some(Scan {
-                columns: &[("id", "id"), ("y", "x * 2"), ("vector", "vector")],
-                filter: "x >= 20",
-            }),
-            oracle: "SELECT id, x * 2 AS y, vector FROM src WHERE x >= 20",
-            part_of: 100,
-            lancedb: true,
-        },
-    ),
+    (Part::Wide, WIDE),
     (
         Part::Grouped,
         Workload {
@@ -126,15 +126,8 @@ pub const SHAPES: &[(Part, Workload)] = &[
 pub const LARGE: [Workload; 2] = [
     Workload {
         name: "vectors of 1,536 floats",
-        rows: wide,
-        sql: "SELECT id, x * 2 AS y, vector FROM src WHERE x >= 20",
-        scan: Some(Scan {
-            columns: &[("id", "id"), ("y", "x * 2"), ("vector", "vector")],
-            filter: "x >= 20",
-        }),
-        oracle: "SELECT id, x * 2 AS y, vector FROM src WHERE x >= 20",
         part_of: 40,
-        lancedb: true,
+        ..WIDE
     },
     Workload {
         name: "texts of 8 KiB",
