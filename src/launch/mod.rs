@@ -5,6 +5,7 @@
 
 pub mod job;
 pub mod kubeconfig;
+mod pod;
 pub mod progress;
 pub mod state;
 pub mod target;
