@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use kube::api::DeleteParams;
-use relance::resources::{Phase, reasons};
+use relance::resources::{MaterializedViewRefresh, Phase, reasons};
 use serde_json::json;
 
 use crate::far::{Far, is_held, script, until_ready};
@@ -24,6 +24,14 @@ async fn launched(operator: &Operator, refresh: &str) {
             s.job.as_ref().is_some_and(|j| j.uid.is_some())
         })
         .await;
+}
+
+/// Applies refresh `r` of view `v` to the other cluster, and waits for its Job.
+async fn launched_there(operator: &Operator) -> MaterializedViewRefresh {
+    let spec = json!({"view": ["v"], "cluster": "far"});
+    let refresh = operator.apply("r", spec).await;
+    launched(operator, "r").await;
+    refresh
 }
 
 /// The worker's container runs, and sleeps.
@@ -50,10 +58,7 @@ async fn an_api_server_that_stops_mid_refresh_hides_the_job_and_not_its_commit()
         .view("long", "SELECT id FROM src WHERE id > 3")
         .await;
     far.slow(&operator, 12).await;
-    let refresh = operator
-        .apply("r", json!({"view": ["v"], "cluster": "far"}))
-        .await;
-    launched(&operator, "r").await;
+    let refresh = launched_there(&operator).await;
     works(&far).await;
     script(&["kill", "apiserver"]);
     let away = operator
@@ -93,10 +98,7 @@ async fn an_api_server_and_etcd_that_come_back_while_the_job_runs_lose_nothing()
     let operator = Operator::running().await;
     let far = Far::alone(&operator).await;
     far.slow(&operator, 12).await;
-    let refresh = operator
-        .apply("r", json!({"view": ["v"], "cluster": "far"}))
-        .await;
-    launched(&operator, "r").await;
+    let refresh = launched_there(&operator).await;
     works(&far).await;
     for component in ["etcd", "apiserver"] {
         script(&["kill", component]);
@@ -122,10 +124,7 @@ async fn a_kubelet_that_dies_mid_refresh_leaves_a_commit_that_is_found() {
     let operator = Operator::running().await;
     let far = Far::alone(&operator).await;
     far.slow(&operator, 5).await;
-    let refresh = operator
-        .apply("r", json!({"view": ["v"], "cluster": "far"}))
-        .await;
-    launched(&operator, "r").await;
+    let refresh = launched_there(&operator).await;
     works(&far).await;
     script(&["kill", "kubelet"]);
     // Nobody tells the API server that the worker ended.
@@ -143,10 +142,7 @@ async fn a_kubelet_that_is_dead_when_the_job_comes_starts_it_when_it_is_back() {
     let _far = Far::alone(&operator).await;
     until_ready(&operator, "True", reasons::CLUSTER_READY).await;
     script(&["kill", "kubelet"]);
-    let refresh = operator
-        .apply("r", json!({"view": ["v"], "cluster": "far"}))
-        .await;
-    launched(&operator, "r").await;
+    let refresh = launched_there(&operator).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(operator.status("r").await.phase, Phase::Running);
     script(&["start", "kubelet"]);
@@ -159,9 +155,7 @@ async fn a_secret_that_is_rotated_needs_no_restart() {
     let operator = Operator::running().await;
     let far = Far::of(&operator).await;
     far.slow(&operator, 15).await;
-    let spec = json!({"view": ["v"], "cluster": "far"});
-    let refresh = operator.apply("r", spec).await;
-    launched(&operator, "r").await;
+    let refresh = launched_there(&operator).await;
     far.user("second").await;
     far.give_kubeconfig(&operator, "second").await;
     far.remove_user("relance").await;
@@ -192,10 +186,7 @@ async fn a_refresh_cluster_that_is_deleted_mid_refresh_loses_sight_of_the_job_an
     let operator = Operator::running().await;
     let far = Far::of(&operator).await;
     far.slow(&operator, 10).await;
-    let refresh = operator
-        .apply("r", json!({"view": ["v"], "cluster": "far"}))
-        .await;
-    launched(&operator, "r").await;
+    let refresh = launched_there(&operator).await;
     operator.view("w", "SELECT id FROM src").await;
     operator
         .apply("ended", json!({"view": ["w"], "cluster": "far"}))
