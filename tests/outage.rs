@@ -18,8 +18,9 @@ fn needed(variable: &str) -> String {
     })
 }
 
+/// A file of this package, in whose folder tests are run.
 fn repo(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+    std::path::absolute(path).unwrap()
 }
 
 fn text(output: Output) -> String {

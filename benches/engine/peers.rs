@@ -238,7 +238,7 @@ struct Python {
 
 impl Python {
     fn start(python: &Path, folder: &str) -> Python {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/engine/peer.py");
+        let script = "benches/engine/peer.py";
         let mut child = Command::new(python)
             .args([script, folder])
             .stdin(Stdio::piped())

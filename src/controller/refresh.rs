@@ -27,7 +27,7 @@ use super::status;
 use crate::engine::freshness::Current;
 use crate::engine::outcome::Outcome;
 use crate::resources::{
-    MaterializedViewRefreshSpec, MaterializedViewRefreshStatus, Phase, reasons,
+    JobRef, MaterializedViewRefreshSpec, MaterializedViewRefreshStatus, Phase, reasons,
 };
 
 /// How long a Job may outlive its deadline before the controller stops it itself.
@@ -369,9 +369,11 @@ fn after_the_end(seen: &Observed) -> Action {
 }
 
 /// Whether a Job of a refresh that has ended ends by itself: its success was
-/// seen before the Job knew of it.
+/// seen before the Job knew of it. So it may have been before its UID was
+/// written, by an operator that took over from one that died.
 fn is_ending(seen: &Observed, job: &JobState) -> bool {
-    seen.phase() == Phase::Succeeded && seen.recorded_uid() == Some(&job.uid)
+    let is_its_own = |made: JobRef| made.uid.is_none_or(|uid| uid == job.uid);
+    seen.phase() == Phase::Succeeded && seen.status().job.is_some_and(is_its_own)
 }
 
 fn succeed(seen: &Observed, outcome: &Outcome) -> Action {

@@ -131,7 +131,7 @@ mod tests {
     /// `RELANCE_UPDATE=1 cargo test crds_folder` rewrites the folder.
     #[test]
     fn the_crds_folder_holds_what_the_types_say() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+        let folder = std::path::Path::new("crds");
         let definitions = yaml().expect("serializes");
         for (name, definition) in &definitions {
             let file = folder.join(format!("{name}.yaml"));
@@ -145,7 +145,7 @@ mod tests {
                 file.display()
             );
         }
-        let files = std::fs::read_dir(&folder).expect("readable").count();
+        let files = std::fs::read_dir(folder).expect("readable").count();
         assert_eq!(files, definitions.len(), "crds/ holds files of no type");
     }
 

@@ -3,16 +3,15 @@
 use std::process::Command;
 
 use crate::operator::{Operator, needed};
+use crate::support::repo;
 
 #[tokio::test]
 async fn stock_python_clients_refresh_a_view_through_the_operator() {
     let operator = Operator::running().await;
-    let file = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/python/operator_clients.py"
-    );
+    let file = repo("tests/python/operator_clients.py");
     let python = Command::new(needed("RELANCE_TEST_PYTHON"))
-        .args(["-m", "pytest", "-q", file])
+        .args(["-m", "pytest", "-q"])
+        .arg(file)
         .env("RELANCE_TEST_URL", &operator.url)
         .env("RELANCE_TEST_TABLES", &operator.tables)
         .output()

@@ -228,7 +228,7 @@ async fn a_cluster_that_never_comes_back_frees_the_view_after_the_deadline() {
     let operator = Operator::running().await;
     let far = Far::alone(&operator).await;
     far.slow(&operator, 600).await;
-    let spec = json!({"view": ["v"], "cluster": "far", "activeDeadlineSeconds": 5});
+    let spec = json!({"view": ["v"], "cluster": "far", "activeDeadlineSeconds": 20});
     operator.apply("r", spec).await;
     launched(&operator, "r").await;
     works(&far).await;

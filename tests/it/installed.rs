@@ -7,7 +7,7 @@ use relance::resources::{Mode, Phase};
 use serde_json::{Value, json};
 
 use crate::operator::{Operator, PATIENCE, needed};
-use crate::support::kubeconfig;
+use crate::support::{kubeconfig, repo};
 
 #[tokio::test]
 async fn the_chart_installs_an_operator_whose_roles_suffice() {
@@ -35,11 +35,8 @@ async fn the_chart_installs_an_operator_whose_roles_suffice() {
             "--namespace",
             &operator.space.namespace,
         ])
-        .args([
-            "install",
-            "relance",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart"),
-        ])
+        .args(["install", "relance"])
+        .arg(repo("deploy/chart"))
         .args(["--skip-crds", "--wait", "--timeout", "2m", "--values"])
         .arg(file.path())
         .output()

@@ -1,5 +1,6 @@
 //! Several replicas: one acts, and another one when it cannot.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -37,13 +38,16 @@ async fn apply(operator: &Operator, from: usize, count: usize) -> Vec<Materializ
 
 /// Every one of them succeeded, by one commit and one Job.
 async fn each_ran_once(operator: &Operator, refreshes: &[MaterializedViewRefresh]) {
+    let mut jobs = BTreeSet::new();
     for refresh in refreshes {
         let name = refresh.metadata.name.as_ref().unwrap();
-        operator.succeeded(name).await;
+        let status = operator.succeeded(name).await;
         let view = &refresh.spec.view[0];
         assert_eq!(operator.commits(view, refresh).await, 1, "{name}");
+        jobs.insert(status.job.unwrap().name);
     }
-    assert_eq!(operator.job_count().await, refreshes.len());
+    assert_eq!(jobs.len(), refreshes.len());
+    assert_eq!(operator.job_names().await, jobs);
     for view in 0..3 {
         let expected: Vec<i64> = (view..20).collect();
         assert_eq!(operator.ids(&format!("v{view}")).await, expected);

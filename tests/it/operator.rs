@@ -2,6 +2,7 @@
 //! Pod Security Standard, tables on a volume that its pods mount, a
 //! RefreshCluster `default`, and `relance serve` as a process that can be killed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::{Client, Config, ResourceExt};
 use lance::Dataset;
 use lance::dataset::{WriteMode, WriteParams};
 use lancedb::materialized_view::{MaterializedViewDefinition, prepare_definition};
@@ -26,7 +27,7 @@ use relance::resources::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::{Space, kubeconfig};
+use crate::support::{Space, kubeconfig, repo};
 
 /// How long a refresh may take here: debug builds on few and busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -37,10 +38,6 @@ pub fn needed(variable: &str) -> String {
             "{variable} is not set; this test needs a whole cluster: tests/run brings one up and sets it"
         )
     })
-}
-
-fn repo(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// One that is killed often is followed soon.
@@ -430,13 +427,14 @@ impl Operator {
     }
 
     /// The Jobs of the namespace.
+    pub async fn job_names(&self) -> BTreeSet<String> {
+        let jobs = self.jobs.list(&Default::default()).await.unwrap();
+        jobs.items.iter().map(ResourceExt::name_any).collect()
+    }
+
+    /// How many Jobs are in the namespace.
     pub async fn job_count(&self) -> usize {
-        self.jobs
-            .list(&Default::default())
-            .await
-            .unwrap()
-            .items
-            .len()
+        self.job_names().await.len()
     }
 
     /// kubectl in this namespace.

@@ -9,11 +9,11 @@ use relance::resources::names;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::support::{Answer, Server, World, kubeconfig};
+use crate::support::{Answer, Server, World, kubeconfig, repo};
 
 /// The rules of the Role `relance-rest` in the rendered manifests.
 fn installed_rules() -> Vec<PolicyRule> {
-    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/relance.yaml");
+    let file = repo("deploy/relance.yaml");
     let text = std::fs::read_to_string(file).expect("the rendered manifests");
     serde_yaml::Deserializer::from_str(&text)
         .map(|document| serde_yaml::Value::deserialize(document).expect("YAML"))

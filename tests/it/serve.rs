@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Space, catalog, kubeconfig};
+use crate::support::{Space, catalog, kubeconfig, repo};
 
 fn relance() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_relance"));
@@ -52,7 +52,7 @@ async fn until_ready(port: u16) {
 fn crds_prints_what_the_crds_folder_holds() {
     let printed = relance().arg("crds").output().expect("runs");
     assert!(printed.status.success());
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+    let folder = repo("crds");
     let held: String = ["materializedviewrefreshes", "refreshclusters"]
         .map(|plural| {
             let file = folder.join(format!("{plural}.relance.dev.yaml"));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow_array::{Int64Array, RecordBatch, RecordBatchIterator};
@@ -25,6 +26,11 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+/// A file of this package, in whose folder tests are run.
+pub fn repo(path: &str) -> PathBuf {
+    std::path::absolute(path).unwrap()
+}
 
 /// The path of the test cluster's kubeconfig.
 pub fn kubeconfig() -> String {

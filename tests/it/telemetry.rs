@@ -2,7 +2,6 @@
 //! them; log lines; traces.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,9 +12,10 @@ use relance::resources::Phase;
 use serde_json::{Value, json};
 
 use crate::operator::{Operator, PATIENCE, needed};
+use crate::support::repo;
 
 fn file(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let path = repo(path);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

@@ -152,12 +152,25 @@ fn a_job_that_appears_after_the_end_is_deleted() {
 
 #[test]
 fn the_job_of_a_success_that_was_seen_early_ends_by_itself() {
-    let mut seen = started(Some(UID), 5);
+    // Also where the operator that made the Job died before it wrote its UID.
+    for uid in [Some(UID), None] {
+        let mut seen = started(uid, 5);
+        let status = seen.refresh.status.as_mut().unwrap();
+        status.phase = Phase::Succeeded;
+        status.completion_time = Some(at(NOW));
+        seen.job = job(None);
+        assert_eq!(decide(&seen), Action::Wait(Pause::ForChange));
+    }
+}
+
+#[test]
+fn a_job_that_appears_after_another_ones_success_is_deleted() {
+    let mut seen = started(Some("another"), 5);
     let status = seen.refresh.status.as_mut().unwrap();
     status.phase = Phase::Succeeded;
     status.completion_time = Some(at(NOW));
     seen.job = job(None);
-    assert_eq!(decide(&seen), Action::Wait(Pause::ForChange));
+    assert_eq!(decide(&seen), Action::DeleteJob { uid: UID.into() });
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Processes that refresh views: relance's own, and Python lancedb.
 
-use std::path::Path;
 use std::process::Stdio;
 
 use relance::protocol::{INDEX_ENV, TASK_ENV, Task};
@@ -87,7 +86,7 @@ pub struct Python {
 impl Python {
     /// Starts it, in the environment of the tests in `tests/python`.
     pub async fn start() -> Python {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
+        let tests = std::path::absolute("tests/python").unwrap();
         let python = match std::env::var("RELANCE_TEST_PYTHON") {
             Ok(python) => python,
             Err(_) => {
