@@ -1,5 +1,5 @@
 //! The REST API: the Lance Namespace's refresh endpoint, and the least of what
-//! stock LanceDB clients ask around it.
+//! stock LanceDB clients ask around it. [`routes`] lists it all.
 //!
 //! # The life of a refresh request
 //!
@@ -26,6 +26,7 @@ pub mod jobs;
 pub mod manifest;
 mod observe;
 pub mod refresh;
+pub mod routes;
 pub mod store;
 
 use std::sync::Arc;
@@ -34,7 +35,6 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::post;
 use kube::Client;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -67,22 +67,9 @@ impl Api {
     }
 }
 
-/// All routes. Stock clients disagree on trailing slashes, so both forms are there.
+/// What [`routes`] lists, and the same errors for all else.
 pub fn router(api: Arc<Api>) -> Router {
-    let mut router = Router::new();
-    let routes = [
-        ("/v1/materialized_view/{id}/refresh", post(refresh::refresh)),
-        ("/v1/table/{id}/refresh", post(refresh::refresh)),
-        ("/v1/materialized_view/{id}/describe", post(describe::view)),
-        ("/v1/table/{id}/describe", post(describe::table)),
-        ("/v1/jobs/describe", post(jobs::describe)),
-    ];
-    for (path, handler) in routes {
-        router = router
-            .route(path, handler.clone())
-            .route(&format!("{path}/"), handler);
-    }
-    router
+    routes::router()
         .fallback(|| async { ApiError::NoSuchRoute })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(middleware::from_fn_with_state(api.clone(), run_to_end))

@@ -1,0 +1,194 @@
+//! The route table: every operation of the REST API, and what it asks of the
+//! caller.
+//!
+//! This one list is what the router is built from, what says which Kubernetes
+//! permission each request needs, and what the OpenAPI document is held
+//! against. A route that is not in it is not served. (`/livez`, `/readyz` and
+//! `/metrics` have a listener of their own and ask nothing of anybody.)
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request};
+use axum::http::Method;
+use axum::routing::{MethodFilter, MethodRouter, on};
+
+use super::{Api, describe, jobs, refresh};
+
+/// One operation.
+pub struct Operation {
+    /// Its `operationId` in the OpenAPI document. Unique.
+    pub id: &'static str,
+    /// Its method.
+    pub method: Method,
+    /// Its path, without a trailing slash; with one it is served too.
+    pub path: &'static str,
+    /// What the caller must be allowed. None: nothing, anybody may ask.
+    pub asks: Option<Permission>,
+    handler: fn(MethodFilter) -> MethodRouter<Arc<Api>>,
+}
+
+/// What a caller must be allowed by Kubernetes RBAC, in relance's own namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permission {
+    /// The verb on `materializedviewrefreshes`.
+    pub verb: Verb,
+    /// Whether `use` of the RefreshCluster that the request names (or of the
+    /// default one) is asked too.
+    pub uses_cluster: bool,
+}
+
+/// A verb of Kubernetes RBAC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// To make a refresh.
+    Create,
+    /// To look at one.
+    Get,
+    /// To look at many.
+    List,
+    /// To hold, let go or end one.
+    Patch,
+}
+
+impl Verb {
+    /// As RBAC spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verb::Create => "create",
+            Verb::Get => "get",
+            Verb::List => "list",
+            Verb::Patch => "patch",
+        }
+    }
+}
+
+const fn may(verb: Verb) -> Option<Permission> {
+    Some(Permission {
+        verb,
+        uses_cluster: false,
+    })
+}
+
+/// Who starts a refresh runs pods on a cluster.
+const MAY_REFRESH: Option<Permission> = Some(Permission {
+    verb: Verb::Create,
+    uses_cluster: true,
+});
+
+/// Views and tables are no Kubernetes resources, and stock clients describe
+/// them just before and after a refresh: who may look at refreshes, which name
+/// views and tell their versions, may look at what they refresh.
+const MAY_LOOK: Option<Permission> = may(Verb::Get);
+
+/// All operations.
+pub static OPERATIONS: &[Operation] = &[
+    Operation {
+        id: "RefreshMaterializedView",
+        method: Method::POST,
+        path: "/v1/materialized_view/{id}/refresh",
+        asks: MAY_REFRESH,
+        handler: |method| on(method, refresh::refresh),
+    },
+    // The path that the reference REST adapter answers too.
+    Operation {
+        id: "RefreshTable",
+        method: Method::POST,
+        path: "/v1/table/{id}/refresh",
+        asks: MAY_REFRESH,
+        handler: |method| on(method, refresh::refresh),
+    },
+    Operation {
+        id: "DescribeMaterializedView",
+        method: Method::POST,
+        path: "/v1/materialized_view/{id}/describe",
+        asks: MAY_LOOK,
+        handler: |method| on(method, describe::view),
+    },
+    Operation {
+        id: "DescribeTable",
+        method: Method::POST,
+        path: "/v1/table/{id}/describe",
+        asks: MAY_LOOK,
+        handler: |method| on(method, describe::table),
+    },
+    Operation {
+        id: "DescribeJob",
+        method: Method::POST,
+        path: "/v1/jobs/describe",
+        asks: may(Verb::Get),
+        handler: |method| on(method, jobs::describe),
+    },
+];
+
+/// The operation that a request is for, once the router has matched its path:
+/// for middleware that is a layer of the router. None: no such path, or not
+/// for this method.
+pub fn operation(request: &Request) -> Option<&'static Operation> {
+    let path = request.extensions().get::<MatchedPath>()?.as_str();
+    // What is there for GET answers HEAD too.
+    let method = match request.method() {
+        &Method::HEAD => &Method::GET,
+        method => method,
+    };
+    let path = path.strip_suffix('/').unwrap_or(path);
+    OPERATIONS
+        .iter()
+        .find(|operation| operation.path == path && operation.method == method)
+}
+
+/// A router with all operations. Stock clients disagree on trailing slashes, so
+/// both forms are there.
+pub(super) fn router() -> Router<Arc<Api>> {
+    OPERATIONS.iter().fold(Router::new(), |router, operation| {
+        let path = operation.path;
+        let handler = (operation.handler)(filter(&operation.method));
+        router
+            .route(path, handler.clone())
+            .route(&format!("{path}/"), handler)
+    })
+}
+
+/// axum's word for a method; the table has no others.
+fn filter(method: &Method) -> MethodFilter {
+    if method == Method::GET {
+        MethodFilter::GET
+    } else {
+        MethodFilter::POST
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_paths_bare_and_methods_get_or_post() {
+        let ids: BTreeSet<&str> = OPERATIONS.iter().map(|operation| operation.id).collect();
+        assert_eq!(ids.len(), OPERATIONS.len());
+        for Operation {
+            id, method, path, ..
+        } in OPERATIONS
+        {
+            assert!(path.starts_with('/') && !path.ends_with('/'), "{id}");
+            assert!([Method::GET, Method::POST].contains(method), "{id}");
+        }
+    }
+
+    #[test]
+    fn whoever_starts_a_refresh_needs_a_cluster_and_nobody_else_does() {
+        for operation in OPERATIONS {
+            let starts = operation.path.ends_with("/refresh");
+            let asks = operation.asks;
+            assert_eq!(asks == MAY_REFRESH, starts, "{}", operation.id);
+            assert_eq!(
+                asks.is_some_and(|asks| asks.uses_cluster),
+                starts,
+                "{}",
+                operation.id
+            );
+        }
+    }
+}
