@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::kubectl::args::Plugin;
 use crate::resources::names;
 
 /// Environment variable that says how log lines are written.
@@ -52,6 +53,8 @@ pub enum Command {
         /// Its URL, such as http://relance:2333.
         url: String,
     },
+    /// Ask for refreshes on a cluster and follow them, as kubectl's plug-in `kubectl relance` does.
+    Kubectl(Plugin),
     /// Do the work of a refresh inside a Job's pod; the controller's Jobs call this.
     #[command(hide = true)]
     Worker,

@@ -1,11 +1,9 @@
 //! `relance refresh` and `relance views`: the engine without a cluster.
 
-use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::io::IsTerminal;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lance::Dataset;
 use serde_json::json;
 use tokio::sync::watch;
@@ -17,6 +15,7 @@ use crate::engine::freshness::{self, Freshness};
 use crate::engine::outcome::{Mode, Outcome};
 use crate::engine::refresh::{Progress, Request, refresh};
 use crate::engine::view::{self, ViewInfo};
+use crate::terminal::{aligned, bar, print};
 
 /// Brings one view up to date, with a progress bar on a terminal.
 pub fn refresh_view(args: &RefreshArgs) -> BoxFuture<'_, Result<(), EngineError>> {
@@ -87,14 +86,7 @@ fn sentence(view: &str, outcome: &Outcome) -> String {
 }
 
 async fn draw(mut progress: watch::Receiver<Progress>, view: String) {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template(
-        "{spinner} {prefix} [{bar:32}] {pos}/{len} units  {msg}  {elapsed}",
-    ) {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar.set_prefix(view);
-    bar.enable_steady_tick(Duration::from_millis(120));
+    let bar = bar(&view);
     while progress.changed().await.is_ok() {
         let now = *progress.borrow_and_update();
         bar.set_length(now.units_total);
@@ -181,43 +173,5 @@ async fn row(catalog: &Catalog, info: &ViewInfo, table: &Dataset) -> Row {
         view_version: info.version,
         state,
         message,
-    }
-}
-
-/// Columns padded to the widest cell, three spaces apart, as kubectl prints them.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: Vec<usize> = (0..N)
-        .map(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    rows.iter()
-        .map(|row| {
-            let line: String = row
-                .iter()
-                .zip(&widths)
-                .map(|(cell, width)| format!("{cell:width$}   "))
-                .collect();
-            format!("{}\n", line.trim_end())
-        })
-        .collect()
-}
-
-/// Writes to standard output; a reader that has gone away is no error.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_line_up() {
-        let rows = [["A".to_string(), "B".into()], ["long".into(), "x".into()]];
-        assert_eq!(aligned(&rows), "A      B\nlong   x\n");
     }
 }

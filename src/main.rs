@@ -1,14 +1,15 @@
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use relance::cli::{Cli, Command};
+use relance::cli::{Cli, Command, LogFormat};
 use relance::engine::error::EngineError;
+use relance::kubectl::args::Plugin;
 use relance::protocol::exit;
-use relance::{check, local, resources, serve, telemetry, worker};
+use relance::{check, kubectl, local, resources, serve, telemetry, worker};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
     // Two providers are compiled in, so rustls must be told which one to use.
     if rustls::crypto::ring::default_provider()
         .install_default()
@@ -16,8 +17,26 @@ fn main() -> ExitCode {
     {
         return fail("a TLS provider is already installed", exit::INTERNAL);
     }
+    match called().as_str() {
+        kubectl::PLUGIN => plugin(&Plugin::parse(), "kubectl relance", LogFormat::Text),
+        kubectl::COMPLETER => complete(),
+        _ => relance(Cli::parse()),
+    }
+}
+
+/// The file name by which this program was called.
+fn called() -> String {
+    let path = std::env::args_os().next().map(PathBuf::from);
+    let name = path.as_deref().and_then(Path::file_stem);
+    name.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn relance(cli: Cli) -> ExitCode {
     let logged = match cli.command {
         Command::Serve(_) | Command::Worker => telemetry::STEPS,
+        Command::Kubectl(plugin_args) => {
+            return plugin(&plugin_args, "relance kubectl", cli.log_format);
+        }
         _ => telemetry::WARNINGS,
     };
     telemetry::start_logging(cli.log_format, logged);
@@ -48,6 +67,8 @@ fn main() -> ExitCode {
                 .await
                 .map_err(|error| (error.to_string(), exit::UNAVAILABLE))
         }),
+        // It went its own way above.
+        Command::Kubectl(_) => ExitCode::SUCCESS,
         Command::Worker => run(async {
             match worker::run().await {
                 exit::OK => Ok(()),
@@ -58,23 +79,49 @@ fn main() -> ExitCode {
     }
 }
 
+/// kubectl's plug-in.
+fn plugin(args: &Plugin, said: &str, format: LogFormat) -> ExitCode {
+    // Its own sentences tell what goes wrong.
+    telemetry::start_logging(format, telemetry::ERRORS);
+    let (sentence, code) = match blocking(kubectl::run(args, said)) {
+        Ok(Ok(code)) => (String::new(), code),
+        Ok(Err(error)) => (error.to_string(), error.code()),
+        Err(code) => return code,
+    };
+    if !sentence.is_empty() {
+        eprintln!("error: {sentence}");
+    }
+    exit_code(code)
+}
+
+/// What kubectl asks to complete a command line.
+fn complete() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match blocking(kubectl::complete::answer(&words)) {
+        Ok(answer) => print(&answer),
+        Err(code) => code,
+    }
+}
+
 fn told(error: EngineError) -> (String, i32) {
     (error.to_string(), worker::exit_code(&error))
 }
 
 fn run(work: impl Future<Output = Result<(), (String, i32)>>) -> ExitCode {
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            return fail(
-                &format!("threads cannot be started: {error}"),
-                exit::INTERNAL,
-            );
-        }
-    };
-    match runtime.block_on(work) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((sentence, code)) => fail(&sentence, code),
+    match blocking(work) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err((sentence, code))) => fail(&sentence, code),
+        Err(code) => code,
+    }
+}
+
+fn blocking<T>(work: impl Future<Output = T>) -> Result<T, ExitCode> {
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => Ok(runtime.block_on(work)),
+        Err(error) => Err(fail(
+            &format!("threads cannot be started: {error}"),
+            exit::INTERNAL,
+        )),
     }
 }
 
@@ -93,5 +140,9 @@ fn fail(sentence: &str, code: i32) -> ExitCode {
     if !sentence.is_empty() {
         eprintln!("relance: {sentence}");
     }
+    exit_code(code)
+}
+
+fn exit_code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

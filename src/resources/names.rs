@@ -47,6 +47,9 @@ pub const CONTROLLER_LEASE: &str = "relance-controller";
 /// Field manager of what REST writes.
 pub const REST_MANAGER: &str = "relance-rest";
 
+/// Field manager of what the kubectl plug-in writes.
+pub const KUBECTL_MANAGER: &str = "kubectl-relance";
+
 /// Name of the container that does the work in a worker pod.
 pub const WORKER_CONTAINER: &str = "worker";
 

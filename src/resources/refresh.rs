@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::names::MAX_REFRESH_NAME;
+use super::names::{MAX_REFRESH_NAME, RESTORE_STATUS};
 use super::status::MaterializedViewRefreshStatus;
 
 /// The spec's fields that may change; a test holds that each other field is in [`IMMUTABLE`].
@@ -155,6 +155,22 @@ pub struct SecretRef {
     pub name: String,
 }
 
+/// Seconds for which a refresh that REST or the kubectl plug-in made is kept
+/// after its end, unless it was asked for otherwise: a week. One that was
+/// applied is kept, or a GitOps tool would apply it again.
+pub const KEPT_SECONDS: i64 = 7 * 24 * 60 * 60;
+
+impl MaterializedViewRefresh {
+    /// A refresh that a program asks for, with what each shall carry.
+    pub fn asked(name: &str, spec: MaterializedViewRefreshSpec) -> Self {
+        let mut refresh = Self::new(name, spec);
+        let (annotation, value) = RESTORE_STATUS;
+        let annotations = refresh.metadata.annotations.get_or_insert_default();
+        annotations.insert(annotation.to_string(), value.to_string());
+        refresh
+    }
+}
+
 /// The RefreshCluster that a refresh uses unless it names one.
 pub const DEFAULT_CLUSTER: &str = "default";
 
@@ -187,6 +203,18 @@ impl MaterializedViewRefreshSpec {
             priority: 0,
             ttl_seconds_after_finished: None,
         }
+    }
+
+    /// Whether two specs ask for the same, whatever became of what may change.
+    pub fn asks_the_same(&self, other: &Self) -> bool {
+        let fixed = |spec: &Self| Self {
+            suspend: false,
+            cancel: false,
+            priority: 0,
+            ttl_seconds_after_finished: None,
+            ..spec.clone()
+        };
+        fixed(self) == fixed(other)
     }
 }
 

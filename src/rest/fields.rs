@@ -8,10 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::body::{JsonBody, wrong_type};
 use super::error::ApiError;
+use crate::resources::refresh::KEPT_SECONDS;
 use crate::resources::{MaterializedViewRefreshSpec, names, validate};
-
-/// A refresh that came over REST is kept for a week after its end.
-const TTL_SECONDS: i64 = 7 * 24 * 60 * 60;
 
 /// The request's name of a field, and the resource's.
 const FIELDS: [(&str, &str); 10] = [
@@ -42,7 +40,7 @@ pub fn spec(
     check_context(body)?;
     let mut spec = Map::from_iter([
         ("view".to_string(), json!(view)),
-        ("ttlSecondsAfterFinished".to_string(), json!(TTL_SECONDS)),
+        ("ttlSecondsAfterFinished".to_string(), json!(KEPT_SECONDS)),
     ]);
     for (theirs, ours) in FIELDS {
         if let Some(value) = body.get(theirs) {

@@ -110,7 +110,7 @@ impl Store {
         spec: &MaterializedViewRefreshSpec,
         manifest: Option<&GenevaManifest>,
     ) -> Result<(), ApiError> {
-        if !asks_the_same(&found.spec, spec) {
+        if !found.spec.asks_the_same(spec) {
             return Err(ApiError::Conflict(
                 "Idempotency-Key was used with another request; use a new key for a new request"
                     .into(),
@@ -138,11 +138,7 @@ impl Store {
         spec: &MaterializedViewRefreshSpec,
         trace: Option<trace::Context>,
     ) -> Result<MaterializedViewRefresh, ApiError> {
-        let mut refresh = MaterializedViewRefresh::new(name, spec.clone());
-        let (annotation, value) = names::RESTORE_STATUS;
-        refresh
-            .annotations_mut()
-            .insert(annotation.to_string(), value.to_string());
+        let mut refresh = MaterializedViewRefresh::asked(name, spec.clone());
         if let Some(trace) = trace {
             refresh
                 .annotations_mut()
@@ -283,18 +279,6 @@ fn labels(refresh: Option<&str>) -> BTreeMap<String, String> {
         labels.insert(names::REFRESH_LABEL.to_string(), refresh.to_string());
     }
     labels
-}
-
-/// Whether two specs ask for the same, whatever became of what may change.
-fn asks_the_same(one: &MaterializedViewRefreshSpec, other: &MaterializedViewRefreshSpec) -> bool {
-    let fixed = |spec: &MaterializedViewRefreshSpec| MaterializedViewRefreshSpec {
-        suspend: false,
-        cancel: false,
-        priority: 0,
-        ttl_seconds_after_finished: None,
-        ..spec.clone()
-    };
-    fixed(one) == fixed(other)
 }
 
 /// The object that was created, or nothing if one of its name is there.

@@ -26,6 +26,9 @@ pub const STEPS: &str = "warn,relance=info";
 /// The same by a command whose result is all that is asked for.
 pub const WARNINGS: &str = "warn";
 
+/// The same by a command that tells people itself what goes wrong.
+pub const ERRORS: &str = "error";
+
 /// Starts logging to standard error: what `RUST_LOG` names, or `unless_told`.
 pub fn start_logging(format: LogFormat, unless_told: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(unless_told));

@@ -11,6 +11,7 @@ mod far;
 mod far_faults;
 mod indices;
 mod installed;
+mod kubectl;
 mod leader;
 mod objects;
 mod operator;
