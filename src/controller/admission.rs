@@ -1,42 +1,46 @@
 //! Giving turns: who may start now, by the queue's rules.
 //!
-//! One pass at a time is given one. The cache tells who waits; who runs is
-//! asked of the API server before a turn is given, since a cache that is late
-//! would let two run. A turn that was given is reserved until the pass that
-//! got it ends: by then it is in a status, or was not used.
+//! The cache tells who waits; who runs is asked of the API server before turns
+//! are given, since a cache that is late would let two run. All that ask at the
+//! time are answered by one such list, and the more a list takes the longer the
+//! next one is put off, so that thousands that run and hundreds that come do
+//! not keep the operator listing. A turn that was given is reserved until the
+//! pass that got it ends: by then it is in a status, or was not used.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ListParams;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::core::Request;
+use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
-use tokio::sync::mpsc::UnboundedSender;
+use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::context::Context;
-use super::queue::{self, Gate, Place};
+use super::places::Asked;
+use super::queue::{Gate, Place};
 use super::refresh::{Turn, World};
 use super::targets::Targets;
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster};
 
-/// A turn that was given, kept until this is dropped.
-pub struct Reservation<'a> {
-    ctx: &'a Context,
-    uid: String,
-}
+/// The pause after a list, as a multiple of the time that it took.
+const PAUSE: u32 = 19;
+/// And at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        self.ctx.reserved().remove(&self.uid);
-    }
-}
+/// When the next list is due. Locked while turns are given.
+#[derive(Debug, Default)]
+pub struct Pace(Option<Instant>);
 
-/// Whether it is a refresh's turn.
+/// Whether it is a refresh's turn. If so, the turn is kept for it with what
+/// comes beside it.
 pub async fn turn<'a>(
     ctx: &'a Context,
     refresh: &MaterializedViewRefresh,
     world: Option<&World>,
-) -> Result<(Turn, Option<Reservation<'a>>), kube::Error> {
+) -> Result<(Turn, Option<Asked<'a>>), kube::Error> {
     // A place in the queue, whether or not the status speaks of it yet.
     let mut me = refresh.clone();
     let status = me.status.get_or_insert_default();
@@ -47,43 +51,36 @@ pub async fn turn<'a>(
     let Some(me) = Place::of(&me) else {
         return Ok((Turn::Behind("It neither runs nor waits".into()), None));
     };
+    let asked = ctx.places.ask(me, refresh.spec.view.clone());
+    let mut pace = ctx.admission.lock().await;
+    // Another may have been answered for it meanwhile.
+    if asked.answer().is_none() {
+        deal(ctx, &mut pace).await?;
+    }
+    Ok(match asked.answer() {
+        Some(Turn::Now) => (Turn::Now, Some(asked)),
+        Some(behind) => (behind, None),
+        None => (Turn::Behind("Waiting for its turn".into()), None),
+    })
+}
+
+/// Answers all that ask by one list.
+async fn deal(ctx: &Context, pace: &mut Pace) -> Result<(), kube::Error> {
+    if let Some(due) = pace.0 {
+        tokio::time::sleep_until(due).await;
+    }
+    // What is written while the list is on its way may be in neither.
+    let mut running = ctx.places.reserved();
+    let began = Instant::now();
+    running.extend(list_running(ctx).await?);
+    pace.0 = Some(Instant::now() + (PAUSE * began.elapsed()).min(LONGEST_PAUSE));
     let gates = gates(&ctx.known.clusters, &ctx.targets);
-    let beside_me = || {
-        let known = ctx.known.refreshes.state().into_iter();
-        known.filter_map(|other| Place::beside(&other, &refresh.spec.view, &me.uri))
-    };
-    let early = queue::turn(&me, &beside_me().collect::<Vec<_>>(), &gates);
-    if early != Turn::Now {
-        return Ok((early, None));
-    }
-
-    let _one_at_a_time = ctx.admission.lock().await;
-    let running = ListParams::default().fields("status.phase=Running");
-    let running = ctx.refreshes.list(&running).await?;
-    let mut others: Vec<Place> = running.iter().filter_map(Place::of).collect();
-    others.extend(ctx.reserved().values().cloned());
-    others.extend(beside_me().filter(|place| !place.running));
-    let turn = queue::turn(&me, &others, &gates);
-    if turn != Turn::Now {
-        return Ok((turn, None));
-    }
-    let uid = me.uid.clone();
-    ctx.reserved().insert(
-        uid.clone(),
-        Place {
-            running: true,
-            ..me
-        },
-    );
-    Ok((turn, Some(Reservation { ctx, uid })))
+    ctx.places.deal(&running, &gates);
+    Ok(())
 }
 
-fn places(refreshes: &Store<MaterializedViewRefresh>) -> Vec<Place> {
-    let refreshes = refreshes.state();
-    refreshes.iter().filter_map(|r| Place::of(r)).collect()
-}
-
-fn gates(clusters: &Store<RefreshCluster>, targets: &Targets) -> BTreeMap<String, Gate> {
+/// What clusters let through.
+pub fn gates(clusters: &Store<RefreshCluster>, targets: &Targets) -> BTreeMap<String, Gate> {
     let clusters = clusters.state();
     let limits = clusters.iter().map(|cluster| {
         let limit = cluster.spec.max_active_refreshes;
@@ -95,64 +92,60 @@ fn gates(clusters: &Store<RefreshCluster>, targets: &Targets) -> BTreeMap<String
         .collect()
 }
 
-/// Wakes those whose turn may have come, when another's place has changed.
-pub struct Waker {
-    refreshes: Store<MaterializedViewRefresh>,
-    clusters: Store<RefreshCluster>,
-    targets: Arc<Targets>,
-    places: Mutex<HashMap<String, Place>>,
-    wake: UnboundedSender<ObjectRef<MaterializedViewRefresh>>,
+/// The little of a refresh that its place needs: most of a list of thousands
+/// is what nobody looks at.
+#[derive(Deserialize)]
+struct Listed {
+    items: Vec<Item>,
 }
 
-impl Waker {
-    /// Wakes through `wake`, from what the caches show.
-    pub fn new(
-        refreshes: Store<MaterializedViewRefresh>,
-        clusters: Store<RefreshCluster>,
-        targets: Arc<Targets>,
-        wake: UnboundedSender<ObjectRef<MaterializedViewRefresh>>,
-    ) -> Self {
-        Self {
-            refreshes,
-            clusters,
-            targets,
-            places: Mutex::default(),
-            wake,
-        }
-    }
+#[derive(Deserialize)]
+struct Item {
+    metadata: Meta,
+    spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
 
-    /// Notes a refresh that the cache has just taken up, or lost.
-    pub fn note(&self, refresh: &MaterializedViewRefresh, gone: bool) {
-        let uid = refresh.uid().unwrap_or_default();
-        // One that was not looked at yet may stand before others too.
-        let place = Place::beside(refresh, &refresh.spec.view, "").filter(|_| !gone);
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match &place {
-            Some(place) => places.insert(uid, place.clone()),
-            None => places.remove(&uid),
-        };
-        drop(places);
-        // One that has just come stands in nobody's way.
-        if before.is_some() && before != place {
-            self.wake_next();
-        }
-    }
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Meta {
+    uid: String,
+    name: String,
+    creation_timestamp: Time,
+}
 
-    /// Wakes all whose turn it would be.
-    pub fn wake_next(&self) {
-        let all = places(&self.refreshes);
-        let gates = gates(&self.clusters, &self.targets);
-        let next = queue::next(&all, &gates);
-        for refresh in self.refreshes.state() {
-            if refresh
-                .meta()
-                .uid
-                .as_ref()
-                .is_some_and(|uid| next.contains(uid))
-            {
-                // The controller has gone if nobody listens.
-                let _ = self.wake.send(ObjectRef::from_obj(&refresh));
-            }
-        }
-    }
+#[derive(Deserialize)]
+struct Spec {
+    cluster: String,
+    #[serde(default)]
+    priority: i32,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    view_uri: Option<String>,
+}
+
+/// The places of all that run, by the API server.
+async fn list_running(ctx: &Context) -> Result<Vec<Place>, kube::Error> {
+    let namespace = ctx.refreshes.namespace();
+    let url = MaterializedViewRefresh::url_path(&(), namespace);
+    let running = ListParams::default().fields("status.phase=Running");
+    let request = Request::new(url).list(&running);
+    let request = request.map_err(kube::Error::BuildRequest)?;
+    let listed: Listed = ctx.client.request(request).await?;
+    let places = listed.items.into_iter().filter_map(|item| {
+        Some(Place {
+            uid: item.metadata.uid,
+            name: item.metadata.name,
+            uri: item.status.view_uri?,
+            cluster: item.spec.cluster,
+            priority: item.spec.priority,
+            created: item.metadata.creation_timestamp.0,
+            running: true,
+        })
+    });
+    Ok(places.collect())
 }

@@ -11,7 +11,6 @@ use kube::api::PostParams;
 use kube::runtime::controller::Action as Requeue;
 use kube::runtime::reflector::Store;
 
-use super::admission::Waker;
 use super::apply;
 use super::context::Context;
 use super::reconcile::PassError;
@@ -30,14 +29,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How often another cluster is, and one that is not ready.
 const LOOK_SOON: Duration = Duration::from_secs(20);
 const NOT_READY: Duration = Duration::from_secs(5);
-
-/// What the passes over RefreshClusters share.
-pub struct ClusterContext {
-    /// What passes over refreshes share too.
-    pub passes: Arc<Context>,
-    /// Woken when a cluster can be reached again.
-    pub waker: Arc<Waker>,
-}
 
 /// What a look at a cluster gave.
 struct Seen {
@@ -62,16 +53,16 @@ impl Seen {
 /// Looks at a cluster and writes its status.
 pub async fn reconcile(
     cluster: Arc<RefreshCluster>,
-    shared: Arc<ClusterContext>,
+    ctx: Arc<Context>,
 ) -> Result<Requeue, PassError> {
-    let ctx = &shared.passes;
+    let ctx = &*ctx;
     let name = cluster.name_any();
     let before = cluster.status.clone().unwrap_or_default();
     let was_closed = ctx.targets.closed().contains_key(&name);
     let (active, queued) = count(&ctx.known.refreshes, &name);
     let seen = look(ctx, &cluster).await?;
     if was_closed && !ctx.targets.closed().contains_key(&name) {
-        shared.waker.wake_next();
+        ctx.places.changed();
     }
     let old = before
         .conditions
@@ -157,11 +148,7 @@ async fn look(ctx: &Context, cluster: &RefreshCluster) -> Result<Seen, PassError
 }
 
 /// How long to wait after a look that failed.
-pub fn after_error(
-    cluster: Arc<RefreshCluster>,
-    error: &PassError,
-    _: Arc<ClusterContext>,
-) -> Requeue {
+pub fn after_error(cluster: Arc<RefreshCluster>, error: &PassError, _: Arc<Context>) -> Requeue {
     tracing::warn!(cluster = cluster.name_any(), %error, "a RefreshCluster could not be looked at");
     Requeue::requeue(Duration::from_secs(10))
 }

@@ -11,8 +11,9 @@ use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 
+use super::admission::Pace;
 use super::metrics::ControllerMetrics;
-use super::queue::Place;
+use super::places::Places;
 use super::targets::Targets;
 use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
@@ -38,6 +39,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What every pass shares.
 pub struct Context {
+    pub(super) client: Client,
     pub(super) refreshes: Api<MaterializedViewRefresh>,
     pub(super) clusters: Api<RefreshCluster>,
     pub(super) secrets: Api<Secret>,
@@ -49,10 +51,10 @@ pub struct Context {
     pub(super) metrics: ControllerMetrics,
     pub(super) reads: Budget,
     pub(super) updates: Budget,
-    /// Held while a turn is given.
-    pub(super) admission: tokio::sync::Mutex<()>,
-    /// Turns that were given and are not yet in a status, by refresh UID.
-    reserved: Mutex<HashMap<String, Place>>,
+    /// Who runs, waits and asks for a turn.
+    pub(super) places: Arc<Places>,
+    /// Held while turns are given.
+    pub(super) admission: tokio::sync::Mutex<Pace>,
     /// The last resource that was written, and when, by UID, until the cache has it.
     written: Mutex<HashMap<String, (Instant, Arc<MaterializedViewRefresh>)>>,
     /// How often in a row a refresh had to be put off, by UID.
@@ -79,6 +81,7 @@ impl Context {
         home: Home,
         catalog: SharedCatalog,
         known: Known,
+        places: Arc<Places>,
         targets: Arc<Targets>,
         recorder: Recorder,
         metrics: ControllerMetrics,
@@ -86,7 +89,8 @@ impl Context {
         Self {
             refreshes: Api::namespaced(client.clone(), namespace),
             clusters: Api::namespaced(client.clone(), namespace),
-            secrets: Api::namespaced(client, namespace),
+            secrets: Api::namespaced(client.clone(), namespace),
+            client,
             targets,
             known,
             catalog,
@@ -95,8 +99,8 @@ impl Context {
             metrics,
             reads: Budget::new(READS_A_SECOND),
             updates: Budget::new(UPDATES_A_SECOND),
-            admission: tokio::sync::Mutex::new(()),
-            reserved: Mutex::default(),
+            places,
+            admission: tokio::sync::Mutex::default(),
             written: Mutex::default(),
             put_off: Mutex::default(),
             looked: Mutex::default(),
@@ -139,10 +143,6 @@ impl Context {
         let namespace = self.refreshes.namespace().unwrap_or_default();
         let key = ObjectRef::new(name).within(namespace);
         self.known.clusters.get(&key)
-    }
-
-    pub(super) fn reserved(&self) -> MutexGuard<'_, HashMap<String, Place>> {
-        lock(&self.reserved)
     }
 
     /// How long to put a refresh off: twice as long each time in a row.
@@ -200,7 +200,7 @@ impl Context {
         lock(&self.put_off).remove(uid);
         lock(&self.looked).remove(uid);
         lock(&self.heard).remove(uid);
-        lock(&self.reserved).remove(uid);
+        self.places.forget(uid);
     }
 }
 

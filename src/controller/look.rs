@@ -1,6 +1,7 @@
 //! Looking at what [`decide`](super::refresh::decide) asks for: the world, the
 //! Job, the view's history, the progress.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -17,7 +18,7 @@ use super::targets::Reach;
 use crate::engine::error::EngineError;
 use crate::engine::freshness::{self, Freshness};
 use crate::engine::outcome;
-use crate::launch::target::{Target, TargetError, pods_of};
+use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, progress, state};
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
 use crate::world::{self, WorldError};
@@ -191,20 +192,30 @@ pub async fn reach(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<R
     Ok(ctx.targets.reach(name, spec.as_ref()).await)
 }
 
-/// A refresh's Job as the API server has it, with its pods as a watch showed them.
+/// A refresh's Job, with its pods as a watch showed them. The Job itself is
+/// asked of the API server, but for one that is known to be made and that its
+/// watch shows: what is under way is looked at often.
 pub async fn job(
     target: &Target,
     refresh: &MaterializedViewRefresh,
     name: &str,
 ) -> Result<JobSeen, TargetError> {
-    let Some(found) = target.ask(target.jobs.get_opt(name)).await? else {
-        return Ok(JobSeen::Absent);
+    let status = refresh.status.as_ref();
+    let made = status.and_then(|status| status.job.as_ref()?.uid.clone());
+    let known = target.known_job(name);
+    let known = known.filter(|job| made.is_some() && job.uid() == made);
+    let found = match known {
+        Some(known) => known,
+        None => match target.ask(target.jobs.get_opt(name)).await? {
+            Some(found) => Arc::new(found),
+            None => return Ok(JobSeen::Absent),
+        },
     };
     if !job::is_of(&found, refresh) {
         return Ok(JobSeen::Foreign);
     }
     let uid = found.uid().unwrap_or_default();
-    let pods = pods_of(target, &uid);
+    let pods = target.pods_of(&uid);
     let mut seen = state::of(&found, pods.iter().map(AsRef::as_ref));
     if let Some(JobEnd::Failed { .. }) = seen.end {
         // The watch of pods may be behind, and their last word is the message.
@@ -288,7 +299,7 @@ async fn sampled(
     if !ctx.time_to_look(&uid, interval) {
         return nothing;
     }
-    let mut pods = pods_of(target, &job.uid);
+    let mut pods = target.pods_of(&job.uid);
     if pods.is_empty() {
         let start = seen
             .refresh

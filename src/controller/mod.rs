@@ -51,6 +51,7 @@ mod look;
 pub mod metrics;
 mod observed;
 mod orphans;
+mod places;
 pub mod queue;
 mod reconcile;
 pub mod refresh;
@@ -83,11 +84,10 @@ use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
 use crate::launch::target::Touched;
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster, names};
-use admission::Waker;
-use cluster::ClusterContext;
 use context::{Context, Known};
 use election::{Election, Leadership};
 use metrics::ControllerMetrics;
+use places::Places;
 use targets::Targets;
 
 /// What the controller needs to know.
@@ -183,8 +183,7 @@ async fn run(
     let (refreshes, refresh_writer) = reflector::store();
     let (clusters, cluster_writer) = reflector::store();
     let (wake, woken) = mpsc::unbounded_channel();
-    let waker = Waker::new(refreshes.clone(), clusters.clone(), targets.clone(), wake);
-    let waker = Arc::new(waker);
+    let places = Arc::new(Places::default());
     let recorder = Recorder::new(
         client.clone(),
         Reporter {
@@ -203,6 +202,7 @@ async fn run(
         home,
         catalog,
         known,
+        places.clone(),
         targets.clone(),
         recorder,
         metrics,
@@ -214,12 +214,12 @@ async fn run(
         .modify(|refresh| refresh.metadata.managed_fields = None)
         .reflect(refresh_writer)
         .inspect_ok({
-            let waker = waker.clone();
+            let places = places.clone();
             move |event| match event {
-                Event::Apply(refresh) | Event::InitApply(refresh) => waker.note(refresh, false),
-                Event::Delete(refresh) => waker.note(refresh, true),
+                Event::Apply(refresh) | Event::InitApply(refresh) => places.note(refresh, false),
+                Event::Delete(refresh) => places.note(refresh, true),
                 Event::Init => {}
-                Event::InitDone => waker.wake_next(),
+                Event::InitDone => places.changed(),
             }
         })
         .applied_objects();
@@ -229,13 +229,13 @@ async fn run(
         .modify(|cluster| cluster.metadata.managed_fields = None)
         .reflect(cluster_writer)
         .inspect_ok({
-            let waker = waker.clone();
+            let (places, targets) = (places.clone(), targets.clone());
             move |event| {
                 if let Event::Delete(cluster) = event {
                     targets.forget(&cluster.name_any());
                 }
                 // A higher ceiling lets others in.
-                waker.wake_next();
+                places.changed();
             }
         })
         .applied_objects()
@@ -265,23 +265,26 @@ async fn run(
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile::reconcile, reconcile::after_error, ctx.clone())
         .for_each(async |pass| told(pass));
+    let waking = {
+        let gates = clusters.clone();
+        // Nobody listens any more if the controller has gone.
+        let tell = move |refresh| drop(wake.send(refresh));
+        async move {
+            let gates = || admission::gates(&gates, &targets);
+            places.wake(gates, tell).await;
+        }
+    };
     let cluster_controller = Controller::for_stream(cluster_events, clusters)
         .reconcile_on(counted)
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
-        .run(
-            cluster::reconcile,
-            cluster::after_error,
-            Arc::new(ClusterContext {
-                passes: ctx.clone(),
-                waker,
-            }),
-        )
+        .run(cluster::reconcile, cluster::after_error, ctx.clone())
         .for_each(async |pass| told(pass));
     tracing::info!(namespace, "the controller runs");
     let beside = async {
         tokio::select! {
             () = ended::look_after(ctx.clone(), ended_events, came_late) => {}
             () = orphans::run(&ctx) => {}
+            () = waking => {}
             () = shutdown.cancelled() => {}
         }
     };

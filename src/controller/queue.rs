@@ -6,7 +6,7 @@
 //! one whose cluster is out of reach keeps nobody from anything.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -40,16 +40,10 @@ impl Place {
         Place::at(refresh, uri)
     }
 
-    /// The place of a refresh beside another one, whose view's path and URI are
-    /// known: of the same path it is taken to be of the same URI, so that a
-    /// refresh which has just come does not lose its turn to one of a lower
-    /// priority that was looked at before it.
-    pub fn beside(refresh: &MaterializedViewRefresh, view: &[String], uri: &str) -> Option<Place> {
-        let known = refresh.status.as_ref().and_then(|s| s.view_uri.as_ref());
-        match known {
-            None if refresh.spec.view == view => Place::at(refresh, uri.to_string()),
-            _ => Place::of(refresh),
-        }
+    /// The same of one whose view's URI may not be known yet; it is empty then.
+    pub fn noted(refresh: &MaterializedViewRefresh) -> Option<Place> {
+        let known = refresh.status.as_ref().and_then(|s| s.view_uri.clone());
+        Place::at(refresh, known.unwrap_or_default())
     }
 
     fn at(refresh: &MaterializedViewRefresh, uri: String) -> Option<Place> {
@@ -92,120 +86,117 @@ pub enum Gate {
     Closed(String),
 }
 
-/// Whether it is the turn of `me` among `others` (which may hold `me` too).
-/// A cluster without a gate lets everything through.
-pub fn turn(me: &Place, others: &[Place], gates: &BTreeMap<String, Gate>) -> Turn {
-    let others = others.iter().filter(|other| other.uid != me.uid);
-    let queue = Queue::new(others.chain([me]), gates);
-    match queue
-        .hand_out()
-        .into_iter()
-        .find(|(place, _)| place.uid == me.uid)
-    {
-        Some((_, Hand::View(before))) => Turn::Behind(behind_view(me, &queue.waiting, before)),
-        Some((_, Hand::Cluster(used))) => Turn::Behind(behind_cluster(me, &queue.waiting, used)),
-        Some((_, Hand::Closed(why))) => Turn::Behind(format!("Waiting: {why}")),
-        Some((_, Hand::Turn)) | None => Turn::Now,
-    }
-}
-
-/// The UIDs of those whose turn it is.
-pub fn next(all: &[Place], gates: &BTreeMap<String, Gate>) -> BTreeSet<String> {
-    let turns = Queue::new(all, gates).hand_out().into_iter();
-    turns
-        .filter(|(_, hand)| matches!(hand, Hand::Turn))
-        .map(|(place, _)| place.uid.clone())
-        .collect()
-}
-
-struct Queue<'a> {
-    /// View URI → the refresh that it is busy with.
-    busy: BTreeMap<&'a str, &'a str>,
-    /// Cluster → how many run through it.
-    active: BTreeMap<&'a str, i32>,
-    /// Those that wait, in order.
-    waiting: Vec<&'a Place>,
+/// What each of those that wait gets, in the order in which they come. Who is
+/// named twice counts once, and as running if it is once named so. A cluster
+/// without a gate lets everything through.
+pub fn hands<'a>(
+    all: impl IntoIterator<Item = &'a Place>,
     gates: &'a BTreeMap<String, Gate>,
+) -> Vec<(&'a Place, Hand<'a>)> {
+    let (running, mut waiting): (Vec<&Place>, Vec<&Place>) =
+        all.into_iter().partition(|place| place.running);
+    // View URI → the refresh that it is busy with, or whose turn is next.
+    let mut busy: HashMap<&str, &str> = HashMap::new();
+    let mut views: HashMap<&str, usize> = HashMap::new();
+    let mut clusters: HashMap<&str, Through> = HashMap::new();
+    let mut seen = HashSet::new();
+    for place in running {
+        if seen.insert(&place.uid) {
+            busy.insert(&place.uri, &place.name);
+            clusters.entry(&place.cluster).or_default().used += 1;
+        }
+    }
+    waiting.retain(|place| seen.insert(&place.uid));
+    waiting.sort_by(|a, b| a.order().cmp(&b.order()));
+    let mut hands = Vec::with_capacity(waiting.len());
+    for place in waiting {
+        let through = clusters.entry(&place.cluster).or_default();
+        through.waiting += 1;
+        let in_view = views.entry(&place.uri).or_default();
+        *in_view += 1;
+        let gate = gates.get(&place.cluster);
+        if let Some(Gate::Closed(why)) = gate {
+            hands.push((place, Hand::Closed(why)));
+            continue;
+        }
+        let hand = match (busy.get(place.uri.as_str()), gate) {
+            (Some(before), _) => Hand::View {
+                before,
+                number: *in_view,
+            },
+            (None, Some(Gate::Limit(most))) if through.used >= *most => Hand::Cluster {
+                used: through.used,
+                number: through.waiting,
+            },
+            (None, _) => {
+                through.used += 1;
+                Hand::Turn
+            }
+        };
+        // Also one that waits for its cluster goes before its view's next.
+        busy.entry(&place.uri).or_insert(&place.name);
+        hands.push((place, hand));
+    }
+    hands
+}
+
+/// What goes through a cluster.
+#[derive(Default)]
+struct Through {
+    /// How many run, and how many more have their turn.
+    used: i32,
+    /// How many of those that wait have been looked at.
+    waiting: usize,
 }
 
 /// What one that waits gets.
-enum Hand<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hand<'a> {
+    /// Its turn.
     Turn,
-    /// Its view is busy with this refresh.
-    View(&'a str),
-    /// Its cluster has so many running, and takes no more.
-    Cluster(i32),
-    /// Its cluster takes none now.
+    /// Its view is busy.
+    View {
+        /// With this refresh.
+        before: &'a str,
+        /// Its place among those that wait for the view, from 1.
+        number: usize,
+    },
+    /// Its cluster takes no more.
+    Cluster {
+        /// So many run there, or are about to.
+        used: i32,
+        /// Its place among those that wait for the cluster, from 1.
+        number: usize,
+    },
+    /// Its cluster takes none now, for this reason.
     Closed(&'a str),
 }
 
-impl<'a> Queue<'a> {
-    /// Who is named twice counts once, and as running if it is once named so.
-    fn new(
-        all: impl IntoIterator<Item = &'a Place>,
-        gates: &'a BTreeMap<String, Gate>,
-    ) -> Queue<'a> {
-        let (running, mut waiting): (Vec<&Place>, Vec<&Place>) =
-            all.into_iter().partition(|place| place.running);
-        let mut queue = Queue {
-            busy: BTreeMap::new(),
-            active: BTreeMap::new(),
-            waiting: Vec::new(),
-            gates,
-        };
-        let mut seen = BTreeSet::new();
-        for place in running {
-            if seen.insert(&place.uid) {
-                queue.busy.insert(&place.uri, &place.name);
-                *queue.active.entry(&place.cluster).or_default() += 1;
+impl Hand<'_> {
+    /// What that is to the refresh at `place`, with a sentence that says why it waits.
+    pub fn turn(&self, place: &Place) -> Turn {
+        Turn::Behind(match self {
+            Hand::Turn => return Turn::Now,
+            Hand::View { before, number } => {
+                format!("Number {number} in the queue of its view, behind mvr/{before}")
             }
-        }
-        waiting.retain(|place| seen.insert(&place.uid));
-        waiting.sort_by(|a, b| a.order().cmp(&b.order()));
-        queue.waiting = waiting;
-        queue
-    }
-
-    fn hand_out(&self) -> Vec<(&'a Place, Hand<'a>)> {
-        let mut busy = self.busy.clone();
-        let mut active = self.active.clone();
-        let mut hands = Vec::new();
-        for place in &self.waiting {
-            let used = active.entry(&place.cluster).or_default();
-            let gate = self.gates.get(&place.cluster);
-            if let Some(Gate::Closed(why)) = gate {
-                hands.push((*place, Hand::Closed(why)));
-                continue;
-            }
-            let hand = match (busy.get(place.uri.as_str()), gate) {
-                (Some(before), _) => Hand::View(before),
-                (None, Some(Gate::Limit(most))) if *used >= *most => Hand::Cluster(*used),
-                (None, _) => {
-                    *used += 1;
-                    Hand::Turn
-                }
-            };
-            // Also one that waits for its cluster goes before its view's next.
-            busy.entry(&place.uri).or_insert(&place.name);
-            hands.push((*place, hand));
-        }
-        hands
+            Hand::Cluster { used, number } => format!(
+                "Number {number} in the queue of its cluster: cluster {} is at its limit of {used}",
+                place.cluster
+            ),
+            Hand::Closed(why) => format!("Waiting: {why}"),
+        })
     }
 }
 
-fn behind_view(me: &Place, waiting: &[&Place], before: &str) -> String {
-    let mine = waiting.iter().filter(|place| place.uri == me.uri);
-    let place = 1 + mine.take_while(|place| place.uid != me.uid).count();
-    format!("Number {place} in the queue of its view, behind mvr/{before}")
-}
-
-fn behind_cluster(me: &Place, waiting: &[&Place], used: i32) -> String {
-    let mine = waiting.iter().filter(|place| place.cluster == me.cluster);
-    let place = 1 + mine.take_while(|place| place.uid != me.uid).count();
-    format!(
-        "Number {place} in the queue of its cluster: cluster {} is at its limit of {used}",
-        me.cluster
-    )
+/// Whether it is the turn of `me`, which waits, among `others` (which may hold
+/// `me` too).
+#[cfg(test)]
+pub fn turn(me: &Place, others: &[Place], gates: &BTreeMap<String, Gate>) -> Turn {
+    let others = others.iter().filter(|other| other.uid != me.uid);
+    let hands = hands(others.chain([me]), gates);
+    let mine = hands.iter().find(|(place, _)| place.uid == me.uid);
+    mine.map_or(Turn::Now, |(place, hand)| hand.turn(place))
 }
 
 #[cfg(test)]
@@ -320,7 +311,6 @@ mod tests {
             Turn::Behind(format!("Waiting: {why}"))
         );
         assert_eq!(turn(&near, &all, &gates), Turn::Now);
-        assert_eq!(next(&all, &gates), BTreeSet::from(["uid-b".to_string()]));
         // What runs there still has its view.
         far.running = true;
         let all = [far, near.clone()];

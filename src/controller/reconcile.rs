@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::context::Context;
 use super::look;
+use super::places::Asked;
 use super::refresh::{
     Action, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, ProgressSeen, Step, Write,
     decide, is_held,
@@ -109,7 +110,7 @@ enum End {
 struct Pass<'a> {
     seen: Observed,
     cluster: Option<RefreshClusterSpec>,
-    turn: Option<admission::Reservation<'a>>,
+    turn: Option<Asked<'a>>,
     since: SystemTime,
 }
 

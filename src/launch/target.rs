@@ -9,15 +9,16 @@
 //! What a namespace of Jobs must allow: create, get, list, watch and delete
 //! `jobs`; list and watch `pods`; get `pods/log`; list `events`.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::future::ready;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -30,6 +31,9 @@ use crate::resources::names;
 
 /// How long a call to another cluster may take.
 const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How long after an answer of another cluster its watches are taken to be live.
+const ANSWERED: Duration = Duration::from_secs(4);
 
 /// How long a cluster that did not answer is left alone.
 const REST: Duration = Duration::from_secs(3);
@@ -85,7 +89,9 @@ pub struct Target {
     /// The same Jobs as the watch showed them last, trimmed.
     pub known_jobs: Store<Job>,
     /// The same pods.
-    pub known_pods: Store<Pod>,
+    known_pods: Store<Pod>,
+    /// The names of a Job's pods, by its UID.
+    pods_of: PodNames,
     client: Client,
     /// The RefreshCluster, where it is another cluster.
     remote: Option<String>,
@@ -103,6 +109,8 @@ impl Debug for Target {
 struct Contact {
     /// Why it does not answer, and when that was seen last.
     silent: Option<(String, Instant)>,
+    /// When it answered last.
+    answered: Option<Instant>,
 }
 
 impl Target {
@@ -132,6 +140,8 @@ impl Target {
                 tell(&touch_job, job, at_work(job));
             },
         );
+        let pods_of = PodNames::default();
+        let (names, stored) = (pods_of.clone(), known_pods.clone());
         watch(
             &pods,
             labels,
@@ -139,6 +149,7 @@ impl Target {
             pod_writer,
             &ending,
             move |pod| {
+                names.note(pod, &stored);
                 tell(&touch_pod, pod, None);
             },
         );
@@ -149,6 +160,7 @@ impl Target {
             events: Api::namespaced(client.clone(), namespace),
             known_jobs,
             known_pods,
+            pods_of,
             client,
             remote: remote.map(String::from),
             contact: Mutex::default(),
@@ -169,7 +181,7 @@ impl Target {
 
     /// Why another cluster does not answer, if it does not.
     pub fn silent(&self) -> Option<String> {
-        let contact = self.contact.lock().unwrap_or_else(PoisonError::into_inner);
+        let contact = self.contact();
         contact.silent.as_ref().map(|(why, _)| why.clone())
     }
 
@@ -206,17 +218,20 @@ impl Target {
     }
 
     fn rests(&self) -> Option<String> {
-        let contact = self.contact.lock().unwrap_or_else(PoisonError::into_inner);
+        let contact = self.contact();
         let (why, seen) = contact.silent.as_ref()?;
         (seen.elapsed() < REST).then(|| why.clone())
     }
 
     fn note(&self, cluster: &str, silent: Option<String>) {
-        let mut contact = self.contact.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut contact = self.contact();
         match (&contact.silent, &silent) {
             (None, Some(why)) => tracing::warn!(cluster, "{why}"),
             (Some(_), None) => tracing::info!(cluster, "the cluster answers again"),
             _ => {}
+        }
+        if silent.is_none() {
+            contact.answered = Some(Instant::now());
         }
         contact.silent = silent.map(|why| (why, Instant::now()));
     }
@@ -285,9 +300,71 @@ fn watch<K>(
     });
 }
 
-/// The pods of a Job, as the watch showed them last.
-pub fn pods_of(target: &Target, job_uid: &str) -> Vec<Arc<Pod>> {
-    target
-        .known_pods
-        .state_filter(|pod| state::is_pod_of(pod, job_uid))
+/// The names of Jobs' pods: to look at all pods for those of one Job would
+/// cost, with every Job looked at, the square of their number.
+#[derive(Clone, Default)]
+struct PodNames(Arc<Mutex<HashMap<String, BTreeSet<String>>>>);
+
+impl PodNames {
+    /// Notes a pod that has come, changed or gone.
+    fn note(&self, pod: &Pod, stored: &Store<Pod>) {
+        let is_gone = stored.get(&ObjectRef::from_obj(pod)).is_none();
+        let name = pod.name_any();
+        let mut names = self.names();
+        for owner in pod.owner_references() {
+            let of_job = names.entry(owner.uid.clone()).or_default();
+            match is_gone {
+                true => of_job.remove(&name),
+                false => of_job.insert(name.clone()),
+            };
+            if of_job.is_empty() {
+                names.remove(&owner.uid);
+            }
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Target {
+    /// The pods of a Job, as the watch showed them last.
+    pub fn pods_of(&self, job_uid: &str) -> Vec<Arc<Pod>> {
+        let mut names = self.pods_of.names();
+        let Some(of_job) = names.get_mut(job_uid) else {
+            return Vec::new();
+        };
+        let mut pods = Vec::new();
+        of_job.retain(|name| {
+            let found = self
+                .known_pods
+                .get(&ObjectRef::new(name).within(&self.namespace))
+                .filter(|pod| state::is_pod_of(pod, job_uid));
+            pods.extend(found.clone());
+            // One that went while the watch was broken off.
+            found.is_some()
+        });
+        if of_job.is_empty() {
+            names.remove(job_uid);
+        }
+        pods
+    }
+
+    /// A Job as the watch showed it last, where that can be relied on: another
+    /// cluster must have answered a moment ago.
+    pub fn known_job(&self, name: &str) -> Option<Arc<Job>> {
+        if self.is_remote() {
+            let contact = self.contact();
+            if contact.answered?.elapsed() > ANSWERED || contact.silent.is_some() {
+                return None;
+            }
+        }
+        let key = ObjectRef::new(name).within(&self.namespace);
+        self.known_jobs.get(&key)
+    }
+
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -94,8 +94,8 @@ async fn a_carried_claim_outlives_the_transactions_that_carried_it() {
 }
 
 #[tokio::test]
-async fn a_compaction_that_was_cleaned_up_is_computed_again() {
-    let db = filled(false).await;
+async fn a_compaction_that_was_cleaned_up_is_computed_again_and_once() {
+    let mut db = filled(false).await;
     let shape = shape("filtered");
     db.create_view("v", shape.sql, Form::Plain).await;
     db.refresh("v").await.unwrap();
@@ -109,6 +109,14 @@ async fn a_compaction_that_was_cleaned_up_is_computed_again() {
     let then = db.refresh("v").await.unwrap();
     assert_eq!(then.mode, Mode::Rebuild);
     assert_right(&db, shape, Form::Plain, &then).await;
+    // The rebuild leaves a state that later refreshes go on from.
+    assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
+    let more = db.batch(20);
+    db.write(more, WriteMode::Append, 30).await;
+    let later = db.refresh("v").await.unwrap();
+    assert_eq!(later.mode, Mode::Incremental);
+    assert!(later.rows_written <= 20, "{later:?}");
+    assert_right(&db, shape, Form::Plain, &later).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,375 @@
+//! Who runs and who waits, as far as this operator knows, and who asks for a
+//! turn. [`super::admission`] gives turns.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::Notify;
+
+use super::queue::{self, Gate, Hand, Place};
+use super::refresh::Turn;
+use crate::resources::MaterializedViewRefresh;
+
+/// What is waited after a change before the next are woken: others follow it,
+/// mostly.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// See the module.
+#[derive(Default)]
+pub struct Places {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// What the watch showed, by UID.
+    noted: HashMap<String, Noted>,
+    /// Those that ask now, by UID.
+    asking: HashMap<String, Asking>,
+    /// Turns that were given and are not yet in a status, by UID.
+    reserved: HashMap<String, Place>,
+    /// UIDs of those that wait until they are woken.
+    asleep: HashSet<String>,
+}
+
+struct Noted {
+    refresh: ObjectRef<MaterializedViewRefresh>,
+    /// The view's path.
+    view: Vec<String>,
+    /// Its URI is empty until it is known.
+    place: Place,
+}
+
+struct Asking {
+    view: Vec<String>,
+    place: Place,
+    answer: Option<Turn>,
+}
+
+/// One refresh asks for its turn, and if it got it, has it, until this is
+/// dropped: by then the turn is in a status, or was not used.
+pub struct Asked<'a> {
+    places: &'a Places,
+    uid: String,
+}
+
+impl Asked<'_> {
+    /// What was given, once something was.
+    pub fn answer(&self) -> Option<Turn> {
+        self.places.state().asking.get(&self.uid)?.answer.clone()
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let mut state = self.places.state();
+        state.asking.remove(&self.uid);
+        state.reserved.remove(&self.uid);
+    }
+}
+
+impl Places {
+    /// Notes a refresh that the cache has just taken up, or lost.
+    pub fn note(&self, refresh: &MaterializedViewRefresh, gone: bool) {
+        let uid = refresh.uid().unwrap_or_default();
+        let place = Place::noted(refresh).filter(|_| !gone);
+        let mut state = self.state();
+        let before = match place.clone() {
+            Some(place) => {
+                let noted = Noted {
+                    refresh: ObjectRef::from_obj(refresh),
+                    view: refresh.spec.view.clone(),
+                    place,
+                };
+                state.noted.insert(uid, noted)
+            }
+            None => {
+                state.asleep.remove(&uid);
+                state.noted.remove(&uid)
+            }
+        };
+        drop(state);
+        // One that has just come stands in nobody's way.
+        if before.is_some_and(|before| Some(before.place) != place) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Somebody's turn may have come.
+    pub fn changed(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Tells `wake` of those that were told to wait and whose turn it would be
+    /// now, whenever that may have changed.
+    pub async fn wake(
+        &self,
+        gates: impl Fn() -> BTreeMap<String, Gate>,
+        wake: impl Fn(ObjectRef<MaterializedViewRefresh>),
+    ) {
+        loop {
+            self.changed.notified().await;
+            tokio::time::sleep(SETTLE).await;
+            self.next(&gates()).into_iter().for_each(&wake);
+        }
+    }
+
+    fn next(&self, gates: &BTreeMap<String, Gate>) -> Vec<ObjectRef<MaterializedViewRefresh>> {
+        let mut state = self.state();
+        let known = state.noted.values().map(|noted| &noted.place);
+        let known = known.filter(|place| !place.uri.is_empty());
+        let hands = queue::hands(state.reserved.values().chain(known), gates);
+        let turns = hands.into_iter().filter(|(_, hand)| *hand == Hand::Turn);
+        let turns = turns.map(|(place, _)| place.uid.clone());
+        let next: Vec<String> = turns.filter(|uid| state.asleep.contains(uid)).collect();
+        let woken = next.into_iter().filter_map(|uid| {
+            state.asleep.remove(&uid);
+            Some(state.noted.get(&uid)?.refresh.clone())
+        });
+        woken.collect()
+    }
+
+    /// `place`, of a view of that path, asks for its turn.
+    pub fn ask(&self, place: Place, view: Vec<String>) -> Asked<'_> {
+        let uid = place.uid.clone();
+        let mut state = self.state();
+        // Before the answer, or what happens in between would wake nobody.
+        state.asleep.insert(uid.clone());
+        let asking = Asking {
+            view,
+            place,
+            answer: None,
+        };
+        state.asking.insert(uid.clone(), asking);
+        Asked { places: self, uid }
+    }
+
+    /// Turns that were given and are not yet in a status.
+    pub fn reserved(&self) -> Vec<Place> {
+        self.state().reserved.values().cloned().collect()
+    }
+
+    /// Answers all that ask, where `running` are those that run.
+    pub fn deal(&self, running: &[Place], gates: &BTreeMap<String, Gate>) {
+        let mut state = self.state();
+        let State {
+            noted,
+            asking,
+            reserved,
+            asleep,
+        } = &mut *state;
+        let asks = |place: &Place| asking.contains_key(&place.uid);
+        let waiting = waiting(noted, asking);
+        let waiting = waiting.iter().filter(|place| !asks(place));
+        let all = running.iter().chain(reserved.values());
+        let all = all.filter(|place| !asks(place));
+        let all = all.chain(waiting).chain(asking.values().map(|a| &a.place));
+        let hands = queue::hands(all, gates).into_iter();
+        let answers = hands.filter(|(place, _)| asks(place));
+        let answers: Vec<(String, Turn)> = answers
+            .map(|(place, hand)| (place.uid.clone(), hand.turn(place)))
+            .collect();
+        for (uid, answer) in answers {
+            let Some(asking) = asking.get_mut(&uid).filter(|a| a.answer.is_none()) else {
+                continue;
+            };
+            if answer == Turn::Now {
+                asleep.remove(&uid);
+                let place = Place {
+                    running: true,
+                    ..asking.place.clone()
+                };
+                reserved.insert(uid, place);
+            }
+            asking.answer = Some(answer);
+        }
+    }
+
+    /// Forgets a refresh that has ended or is gone.
+    pub fn forget(&self, uid: &str) {
+        let mut state = self.state();
+        state.reserved.remove(uid);
+        state.asleep.remove(uid);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Those that wait. One that was not looked at yet is taken to be of the same
+/// URI as another of the same path, so that a refresh which has just come does
+/// not lose its turn to one of a lower priority that was looked at before it.
+fn waiting(noted: &HashMap<String, Noted>, asking: &HashMap<String, Asking>) -> Vec<Place> {
+    let waiting = || noted.values().filter(|noted| !noted.place.running);
+    let mut uris: HashMap<&[String], &str> = HashMap::new();
+    if waiting().any(|noted| noted.place.uri.is_empty()) {
+        let known = noted.values().map(|noted| (&noted.view, &noted.place));
+        let asking = asking.values().map(|asking| (&asking.view, &asking.place));
+        let known = known
+            .chain(asking)
+            .filter(|(_, place)| !place.uri.is_empty());
+        uris.extend(known.map(|(view, place)| (view.as_slice(), place.uri.as_str())));
+    }
+    let waiting = waiting().filter_map(|noted| {
+        let mut place = noted.place.clone();
+        if place.uri.is_empty() {
+            place.uri = uris.get(noted.view.as_slice())?.to_string();
+        }
+        Some(place)
+    });
+    waiting.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refresh(name: &str, view: &str, status: serde_json::Value) -> MaterializedViewRefresh {
+        serde_json::from_value(json!({
+            "apiVersion": "relance.dev/v1alpha1",
+            "kind": "MaterializedViewRefresh",
+            "metadata": {
+                "name": name, "namespace": "n", "uid": format!("uid-{name}"),
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            },
+            "spec": {"view": [view]},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn queued(name: &str, view: &str) -> MaterializedViewRefresh {
+        let uri = format!("mem://{view}");
+        refresh(name, view, json!({"phase": "Queued", "viewUri": uri}))
+    }
+
+    fn running(name: &str, view: &str) -> MaterializedViewRefresh {
+        let uri = format!("mem://{view}");
+        refresh(name, view, json!({"phase": "Running", "viewUri": uri}))
+    }
+
+    fn ask<'a>(places: &'a Places, refresh: &MaterializedViewRefresh) -> Asked<'a> {
+        places.ask(Place::of(refresh).unwrap(), refresh.spec.view.clone())
+    }
+
+    fn limit(limit: i32) -> BTreeMap<String, Gate> {
+        BTreeMap::from([("default".to_string(), Gate::Limit(limit))])
+    }
+
+    fn behind(asked: &Asked) -> String {
+        match asked.answer() {
+            Some(Turn::Behind(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn all_that_ask_are_answered_at_once_and_no_more_than_may_get_their_turn() {
+        let places = Places::default();
+        let all: Vec<_> = ["a", "b", "c"].map(|name| queued(name, name)).into();
+        let asked: Vec<_> = all.iter().map(|refresh| ask(&places, refresh)).collect();
+        assert_eq!(asked[0].answer(), None);
+        places.deal(&[], &limit(2));
+        assert_eq!(asked[0].answer(), Some(Turn::Now));
+        assert_eq!(asked[1].answer(), Some(Turn::Now));
+        assert!(behind(&asked[2]).contains("at its limit of 2"));
+        drop(asked);
+        let again = ask(&places, &all[2]);
+        places.deal(&[], &limit(2));
+        assert_eq!(again.answer(), Some(Turn::Now), "the others were not used");
+    }
+
+    #[test]
+    fn a_turn_that_was_given_stands_before_others_until_it_is_dropped() {
+        let places = Places::default();
+        let (first, second) = (queued("a", "v"), queued("b", "v"));
+        let given = ask(&places, &first);
+        places.deal(&[], &limit(9));
+        assert_eq!(given.answer(), Some(Turn::Now));
+        let waits = ask(&places, &second);
+        places.deal(&[], &limit(9));
+        assert!(behind(&waits).ends_with("behind mvr/a"));
+        assert_eq!(given.answer(), Some(Turn::Now), "it is not taken back");
+        drop(waits);
+        drop(given);
+        let next = ask(&places, &second);
+        places.deal(&[], &limit(9));
+        assert_eq!(next.answer(), Some(Turn::Now));
+    }
+
+    #[test]
+    fn what_runs_by_the_list_counts_and_what_the_cache_says_of_it_does_not() {
+        let places = Places::default();
+        places.note(&running("old", "v"), false);
+        let me = queued("a", "v");
+        let asked = ask(&places, &me);
+        places.deal(&[], &limit(1));
+        assert_eq!(asked.answer(), Some(Turn::Now), "the cache is late");
+        drop(asked);
+        let asked = ask(&places, &me);
+        places.deal(&[Place::of(&running("new", "v")).unwrap()], &limit(9));
+        assert!(behind(&asked).ends_with("behind mvr/new"));
+    }
+
+    #[test]
+    fn one_that_was_not_looked_at_yet_keeps_its_place_in_its_views_queue() {
+        let places = Places::default();
+        let mut urgent = refresh("z", "v", json!(null));
+        urgent.spec.priority = 5;
+        places.note(&urgent, false);
+        let asked = ask(&places, &queued("a", "v"));
+        let other = ask(&places, &queued("b", "w"));
+        places.deal(&[], &limit(9));
+        assert!(behind(&asked).ends_with("behind mvr/z"));
+        assert_eq!(other.answer(), Some(Turn::Now));
+    }
+
+    #[test]
+    fn those_are_woken_who_were_told_to_wait_and_whose_turn_has_come() {
+        let places = Places::default();
+        let (first, second, third) = (running("a", "v"), queued("b", "v"), queued("c", "v"));
+        for refresh in [&first, &second, &third] {
+            places.note(refresh, false);
+        }
+        let listed = [Place::of(&first).unwrap()];
+        for refresh in [&second, &third] {
+            let asked = ask(&places, refresh);
+            places.deal(&listed, &limit(9));
+            behind(&asked);
+        }
+        assert!(places.next(&limit(9)).is_empty());
+        places.note(&first, true);
+        let woken = places.next(&limit(9));
+        assert_eq!(woken, [ObjectRef::from_obj(&second)]);
+        assert!(places.next(&limit(9)).is_empty(), "once is enough");
+    }
+
+    #[tokio::test]
+    async fn a_change_wakes_and_what_has_just_come_does_not() {
+        let places = std::sync::Arc::new(Places::default());
+        let (first, second) = (running("a", "v"), queued("b", "v"));
+        let (told, mut woken) = tokio::sync::mpsc::unbounded_channel();
+        let waker = places.clone();
+        let waking = tokio::spawn(async move {
+            let tell = |refresh| told.send(refresh).unwrap();
+            waker.wake(|| limit(9), tell).await;
+        });
+        places.note(&first, false);
+        places.note(&second, false);
+        let asked = ask(&places, &second);
+        places.deal(&[Place::of(&first).unwrap()], &limit(9));
+        drop(asked);
+        tokio::time::sleep(10 * SETTLE).await;
+        assert!(woken.try_recv().is_err());
+        places.note(&first, true);
+        assert_eq!(woken.recv().await, Some(ObjectRef::from_obj(&second)));
+        waking.abort();
+    }
+}
