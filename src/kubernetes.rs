@@ -5,6 +5,7 @@
 //! that is seen in a status or an answer. (kube's own retries, which may sleep
 //! for minutes, are switched off.)
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -15,8 +16,14 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use rand::Rng;
+use tokio::sync::Semaphore;
 
 use crate::telemetry::Metrics;
+
+/// How many requests are under way at a time (a watch is one until it is
+/// answered). Each has a connection of its own, and a burst of hundreds would
+/// spend more on handshakes than on what it asks.
+const AT_A_TIME: usize = 32;
 
 /// How often a request is repeated that was answered 429, 503 or 504.
 const REPEATS: u32 = 3;
@@ -90,9 +97,10 @@ pub fn client(
     let inner = Client::try_from(config)?;
     let namespace = inner.default_namespace().to_string();
     let metrics = metrics.clone();
+    let permits = Arc::new(Semaphore::new(AT_A_TIME));
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (inner, metrics) = (inner.clone(), metrics.clone());
-        async move { send(&inner, &metrics, request).await }
+        let (inner, metrics, permits) = (inner.clone(), metrics.clone(), permits.clone());
+        async move { send(&inner, &metrics, &permits, request).await }
     });
     Ok(Client::new(service, namespace))
 }
@@ -100,14 +108,18 @@ pub fn client(
 async fn send(
     client: &Client,
     metrics: &ApiMetrics,
+    permits: &Semaphore,
     mut request: Request<Body>,
 ) -> Result<Response<Body>, kube::Error> {
     let mut pause = FIRST_PAUSE;
     let mut repeats = 0..REPEATS;
     loop {
         let again = repeats.next().and_then(|_| again(&request));
+        // It is never closed.
+        let permit = permits.acquire().await;
         let (method, started) = (request.method().clone(), Instant::now());
         let answer = client.send(request).await;
+        drop(permit);
         metrics.note(&method, started, answer.as_ref().ok().map(Response::status));
         let (answer, again) = match (answer, again) {
             (Ok(answer), Some(again)) if is_put_off(answer.status()) => (answer, again),

@@ -9,7 +9,9 @@ use tracing::Instrument;
 
 use super::context::Context;
 use super::refresh::{Step, Write};
-use crate::resources::{MaterializedViewRefresh, RefreshCluster, RefreshClusterStatus, names};
+use crate::resources::{
+    MaterializedViewRefresh, RefreshCluster, RefreshClusterStatus, names, reasons,
+};
 
 /// Longest note that the Events API takes, in bytes.
 const NOTE_LIMIT: usize = 1024;
@@ -45,7 +47,10 @@ pub async fn status(
             "{}",
             step.message
         );
-        tell(ctx, &written, step);
+        // The Job follows at once, and is told of then.
+        if step.reason != reasons::LAUNCHING {
+            tell(ctx, &written, step);
+        }
         ctx.metrics.stepped(refresh, &written);
     }
     Ok(Some(written))

@@ -50,12 +50,14 @@ impl std::fmt::Display for Violation {
 struct Rules {
     schema: Value,
     compiled: CompiledSchema,
+    validator: Validator,
 }
 
 impl Rules {
     fn new(schema: Value) -> Self {
         Self {
             compiled: compile_schema(&schema),
+            validator: Validator::new(),
             schema,
         }
     }
@@ -66,7 +68,9 @@ impl Rules {
         bounds(&self.schema, object, "", &mut found);
         // A rule that reads a value of the wrong shape only says so less well.
         if found.is_empty()
-            && let Err(errors) = Validator::new().validate_compiled(&self.compiled, object, None)
+            && let Err(errors) = self
+                .validator
+                .validate_compiled(&self.compiled, object, None)
         {
             found.extend(errors.into_iter().map(|error| Violation {
                 problem: Problem::Rule(match error.kind {
