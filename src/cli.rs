@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -48,10 +49,15 @@ pub enum Command {
     Refresh(RefreshArgs),
     /// List the views of a catalog and how stale each one is.
     Views(ViewsArgs),
+    /// Make an API key: the key to standard error, and to standard output the manifest that adds its hash to the Secret of keys.
+    Key(KeyArgs),
     /// Ask a REST API whether it answers and reaches its Kubernetes API.
     Check {
         /// Its URL, such as http://relance:2333.
         url: String,
+        /// Take whatever certificate it shows. Nothing secret is sent.
+        #[arg(long)]
+        insecure: bool,
     },
     /// Ask for refreshes on a cluster and follow them, as kubectl's plug-in `kubectl relance` does.
     Kubectl(Plugin),
@@ -103,6 +109,9 @@ pub struct ServeArgs {
         value_name = "ADDRESS"
     )]
     pub listen: SocketAddr,
+    /// Who is let in to the REST API.
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// Address of /livez, /readyz and /metrics.
     #[arg(
         long,
@@ -145,6 +154,102 @@ impl ServeArgs {
     /// Whether to run the controller: if asked for, or if nothing was.
     pub fn controller(&self) -> bool {
         self.controller || !self.rest
+    }
+}
+
+/// Who is let in to the REST API, and how much each may ask.
+#[derive(Clone, Debug, Args)]
+pub struct AccessArgs {
+    /// How callers of the REST API are known; may be given again. It does not start without this or --open-access.
+    #[arg(
+        long,
+        env = "RELANCE_AUTH",
+        value_enum,
+        value_delimiter = ',',
+        value_name = "WAY",
+        conflicts_with = "open_access"
+    )]
+    pub auth: Vec<Way>,
+    /// Let everybody in to the REST API, to everything.
+    #[arg(long)]
+    pub open_access: bool,
+    /// Audience that tokens must be meant for, as in `kubectl create token --audience`.
+    #[arg(
+        long,
+        env = "RELANCE_AUDIENCE",
+        default_value = "relance",
+        value_name = "NAME",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    pub audience: String,
+    /// Requests a second that one caller may send.
+    #[arg(
+        long,
+        env = "RELANCE_CALLER_RATE",
+        default_value_t = 100,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub caller_rate: u32,
+    /// Requests at work at a time that one caller may have.
+    #[arg(
+        long,
+        env = "RELANCE_CALLER_CONCURRENCY",
+        default_value_t = 100,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub caller_concurrency: u32,
+    /// PEM file with the REST API's certificate and those that signed it; read again when it changes. Without it, plain HTTP is served.
+    #[arg(
+        long,
+        env = "RELANCE_TLS_CERTIFICATE",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file with the certificate's private key.
+    #[arg(
+        long,
+        env = "RELANCE_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_certificate"
+    )]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// A way to know a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// Kubernetes tokens, as `Authorization: Bearer`.
+    Tokens,
+    /// API keys, as `x-api-key`.
+    Keys,
+}
+
+/// `relance key`.
+#[derive(Clone, Debug, Args)]
+pub struct KeyArgs {
+    /// The Kubernetes user that whoever shows the key is, as RoleBindings name it.
+    #[arg(long)]
+    pub user: String,
+    /// A group that it is in; may be given again.
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
+    /// Name of the key's entry in the Secret, to revoke it by. Default: made from the user's.
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+impl KeyArgs {
+    /// The name of the key's entry.
+    pub fn name(&self) -> String {
+        let fitting = |c: char| match c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            true => c,
+            false => '-',
+        };
+        let of_user = || self.user.chars().map(fitting).collect();
+        self.name.clone().unwrap_or_else(of_user)
     }
 }
 

@@ -17,5 +17,6 @@ pub mod rest;
 pub mod serve;
 pub mod telemetry;
 pub mod terminal;
+pub mod tls;
 pub mod worker;
 pub mod world;

@@ -7,6 +7,7 @@ use relance::cli::{Cli, Command, LogFormat};
 use relance::engine::error::EngineError;
 use relance::kubectl::args::Plugin;
 use relance::protocol::exit;
+use relance::rest::auth::keys;
 use relance::{check, kubectl, local, resources, serve, telemetry, worker};
 
 fn main() -> ExitCode {
@@ -58,12 +59,19 @@ fn relance(cli: Cli) -> ExitCode {
         Command::Serve(args) => run(async {
             serve::serve(&args, cli.log_format)
                 .await
-                .map_err(|error| (error.to_string(), exit::UNAVAILABLE))
+                .map_err(|error| (error.to_string(), error.exit_code()))
         }),
         Command::Refresh(args) => run(async { local::refresh_view(&args).await.map_err(told) }),
         Command::Views(args) => run(async { local::list_views(&args).await.map_err(told) }),
-        Command::Check { url } => run(async {
-            check::check(&url)
+        Command::Key(args) => match keys::make(&args.name(), &args.user, &args.groups) {
+            Ok(made) => {
+                eprintln!("{}", made.key);
+                print(&made.manifest)
+            }
+            Err(sentence) => fail(&sentence, exit::USAGE),
+        },
+        Command::Check { url, insecure } => run(async {
+            check::check(&url, insecure)
                 .await
                 .map_err(|error| (error.to_string(), exit::UNAVAILABLE))
         }),

@@ -5,22 +5,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Config;
+use kube::{Client, Config};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::SharedCatalog;
-use crate::cli::{LOG_FORMAT_ENV, LogFormat, ServeArgs};
+use crate::cli::{AccessArgs, LOG_FORMAT_ENV, LogFormat, ServeArgs, Way};
 use crate::controller::election::{Election, Leadership};
 use crate::controller::lease::Timing;
 use crate::controller::metrics::ControllerMetrics;
 use crate::controller::{self, ControllerConfig, ControllerError};
 use crate::kubernetes::ApiMetrics;
+use crate::protocol::exit;
 use crate::resources::names;
+use crate::rest::auth::limits::CallerLimits;
+use crate::rest::auth::{Access, Settings};
 use crate::telemetry::otlp::{self, TraceError};
 use crate::telemetry::{self, Metrics, trace};
+use crate::tls::{Files, Tls, TlsError};
 use crate::{health, kubernetes, listener, rest};
 
 /// Why the operator cannot run.
@@ -45,6 +49,14 @@ pub enum ServeError {
     /// The controller cannot start.
     #[error("the controller cannot start: {0}")]
     Controller(#[from] ControllerError),
+    /// Nobody said who is let in.
+    #[error(
+        "who may use the REST API is not said: give --auth tokens, --auth keys or both, or --open-access to let everybody in to everything"
+    )]
+    NoAccess,
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Traces are asked for, and cannot be sent.
     #[error(transparent)]
     Traces(#[from] TraceError),
@@ -53,8 +65,22 @@ pub enum ServeError {
     Signals(std::io::Error),
 }
 
+impl ServeError {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            ServeError::NoAccess => exit::USAGE,
+            _ => exit::UNAVAILABLE,
+        }
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, and then to the end of what is at work.
 pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeError> {
+    if args.rest() && args.access.auth.is_empty() && !args.access.open_access {
+        return Err(ServeError::NoAccess);
+    }
+    let tls = tls(&args.access)?;
     let shutdown = CancellationToken::new();
     end_on_signals(shutdown.clone())?;
     telemetry::start_tracing()?;
@@ -86,6 +112,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
     let health = tokio::spawn(listener::serve(
         health_listener,
         health,
+        None,
         health_shutdown.clone(),
     ));
     let watch = tokio::spawn(catalog.clone().watch(shutdown.clone()));
@@ -98,10 +125,15 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
             rest_client.clone(),
             &namespace,
             catalog.clone(),
+            access(&args.access, rest_client.clone(), &namespace),
             &metrics,
         ));
         let router = rest::router(api.clone());
-        listener::serve(listener, router, shutdown.clone()).await;
+        let acceptor = tls.as_ref().map(|tls| tls.acceptor());
+        if let Some(tls) = tls {
+            tokio::spawn(Arc::new(tls).follow(shutdown.clone()));
+        }
+        listener::serve(listener, router, acceptor, shutdown.clone()).await;
         api.tasks.close();
         api.tasks.wait().await;
     };
@@ -131,10 +163,17 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
         ended
     };
     if args.rest() && !args.listen.ip().is_loopback() {
-        tracing::warn!(
-            address = %args.listen,
-            "the REST API listens beyond this machine and authenticates nobody: let only those reach it who may refresh every view"
-        );
+        if args.access.open_access {
+            tracing::warn!(
+                address = %args.listen,
+                "the REST API listens beyond this machine and authenticates nobody: let only those reach it who may refresh every view"
+            );
+        } else if args.access.tls_certificate.is_none() {
+            tracing::warn!(
+                address = %args.listen,
+                "the REST API listens beyond this machine without TLS: callers' credentials can be read on their way unless something in front encrypts"
+            );
+        }
     }
     tracing::info!(
         namespace,
@@ -150,6 +189,34 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
     health_shutdown.cancel();
     let _ = tokio::join!(health, watch, trace::flush());
     Ok(controlled?)
+}
+
+fn access(args: &AccessArgs, client: Client, namespace: &str) -> Access {
+    if args.open_access {
+        return Access::open();
+    }
+    let settings = Settings {
+        audience: args
+            .auth
+            .contains(&Way::Tokens)
+            .then(|| args.audience.clone()),
+        keys: args.auth.contains(&Way::Keys),
+        limits: CallerLimits {
+            per_second: args.caller_rate,
+            at_a_time: args.caller_concurrency,
+        },
+    };
+    Access::guarded(client, namespace, settings)
+}
+
+fn tls(args: &AccessArgs) -> Result<Option<Tls>, TlsError> {
+    match (&args.tls_certificate, &args.tls_key) {
+        (Some(certificate), Some(key)) => Ok(Some(Tls::load(Files {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        })?)),
+        _ => Ok(None),
+    }
 }
 
 /// What of this process's own settings its workers share.

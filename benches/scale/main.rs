@@ -17,6 +17,9 @@
 //! `RELANCE_STORED` and `RELANCE_RUNNING` set the numbers (10,000 and 1,000).
 //! The bounds are held in an optimised build alone, and at full numbers.
 
+#[path = "../../tests/it/callers.rs"]
+#[allow(dead_code)]
+mod callers;
 mod kubelet;
 #[path = "../../tests/it/support.rs"]
 #[allow(dead_code)]
@@ -40,6 +43,7 @@ use relance::resources::{
 };
 use serde_json::json;
 
+use callers::{AUDIENCE, Callers};
 use kubelet::{FAKE, Fakes};
 use support::{Space, kubeconfig};
 
@@ -88,7 +92,10 @@ async fn main() {
     );
     bench.forget_bare_jobs().await;
 
-    let rest = bench.relance(&["--rest"]).await;
+    // By the way that costs most: a token, and what its user may do.
+    let rest = bench
+        .relance(&["--rest", "--auth=tokens", "--caller-rate=1000000"])
+        .await;
     let post = rest.process();
     rest.post(0..5).await;
     let (posts, own_post) = bench.timed(&post, running - 5, rest.post(5..running)).await;
@@ -173,6 +180,7 @@ struct Bench {
     jobs: Api<Job>,
     tables: tempfile::TempDir,
     fakes: Fakes,
+    caller: String,
 }
 
 impl Bench {
@@ -201,7 +209,12 @@ impl Bench {
             .await
             .expect("a RefreshCluster");
         let fakes = Fakes::start(space.client.clone(), &space.namespace, views).await;
+        let callers = Callers::of(&space);
+        let user = callers.account("caller");
+        callers.allow(&user, &["create"], &["default"]).await;
+        let token = callers.token("caller", Some(AUDIENCE)).await;
         Bench {
+            caller: format!("Bearer {token}"),
             jobs: Api::namespaced(space.client.clone(), &space.namespace),
             space,
             tables,
@@ -391,6 +404,7 @@ impl Bench {
             child,
             api: format!("http://{api}"),
             health: format!("http://{health}"),
+            caller: self.caller.clone(),
             http: reqwest::Client::new(),
         };
         self.until("ready", async || {
@@ -442,6 +456,8 @@ struct Relance {
     child: Child,
     api: String,
     health: String,
+    /// The header that callers show.
+    caller: String,
     http: reqwest::Client,
 }
 
@@ -455,7 +471,8 @@ impl Relance {
         let from = views.start;
         each(views.len(), |at| async move {
             let url = format!("{}/v1/materialized_view/v{}/refresh", self.api, from + at);
-            let answer = self.http.post(url).send().await.expect("an answer");
+            let request = self.http.post(url).header("authorization", &self.caller);
+            let answer = request.send().await.expect("an answer");
             assert_eq!(answer.status().as_u16(), 202);
         })
         .await;

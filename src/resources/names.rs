@@ -38,6 +38,9 @@ pub const RESTORE_STATUS: (&str, &str) = ("velero.io/restore-status", "true");
 /// Annotation: the W3C trace context of the request that made a refresh.
 pub const TRACEPARENT: &str = "relance.dev/traceparent";
 
+/// Annotation: the user who asked REST for a refresh. REST makes refreshes as itself.
+pub const REQUESTED_BY: &str = "relance.dev/requested-by";
+
 /// Field manager of what the controller writes.
 pub const CONTROLLER_MANAGER: &str = "relance-controller";
 
@@ -61,6 +64,9 @@ pub const IDEMPOTENCY_SECRET: &str = "relance-idempotency";
 
 /// Key of the salt in the Secret [`IDEMPOTENCY_SECRET`].
 pub const SALT_KEY: &str = "salt";
+
+/// Name of the Secret with the hashes of REST's API keys; made by those who give keys out, one a namespace.
+pub const API_KEYS_SECRET: &str = "relance-api-keys";
 
 /// Whether a refresh can be called so.
 pub fn is_refresh_name(name: &str) -> bool {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use futures::StreamExt;
 use serde_json::{Map, Value};
 
@@ -54,17 +54,22 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        if let Some(encoding) = request.headers().get(header::CONTENT_ENCODING)
-            && encoding != "identity"
-        {
-            let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
-            return Err(ApiError::BodyEncoded(encoding));
-        }
-        let bytes = tokio::time::timeout(PATIENCE, read(request.into_body()))
-            .await
-            .map_err(|_| ApiError::BodyTimeout(PATIENCE.as_secs()))??;
-        parse(&bytes).map(JsonBody)
+        let (head, body) = request.into_parts();
+        parse(&bytes(&head.headers, body).await?).map(JsonBody)
     }
+}
+
+/// The bytes of a request's body, if they are not too many and come soon enough.
+pub(super) async fn bytes(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
+        && encoding != "identity"
+    {
+        let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+        return Err(ApiError::BodyEncoded(encoding));
+    }
+    tokio::time::timeout(PATIENCE, read(body))
+        .await
+        .map_err(|_| ApiError::BodyTimeout(PATIENCE.as_secs()))?
 }
 
 async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
@@ -88,7 +93,8 @@ async fn read(body: Body) -> Result<Vec<u8>, ApiError> {
     Ok(bytes)
 }
 
-fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+/// The fields of a body.
+pub(super) fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     if bytes.trim_ascii().is_empty() {
         return Ok(Map::new());
     }

@@ -30,6 +30,9 @@ pub enum ApiError {
     /// The request contradicts what is there.
     #[error("{0}")]
     Conflict(String),
+    /// Nobody knows who asks.
+    #[error("{0}")]
+    Unauthenticated(String),
     /// The Kubernetes API says that this may not be.
     #[error("{0}")]
     PermissionDenied(String),
@@ -72,6 +75,7 @@ impl ApiError {
             // The spec has no jobs; a transaction comes nearest.
             ApiError::JobNotFound(_) => (StatusCode::NOT_FOUND, 10),
             ApiError::Conflict(_) => (StatusCode::CONFLICT, 14),
+            ApiError::Unauthenticated(_) => (StatusCode::UNAUTHORIZED, 16),
             ApiError::PermissionDenied(_) => (StatusCode::FORBIDDEN, 15),
             ApiError::Throttled(_) => (StatusCode::TOO_MANY_REQUESTS, 21),
             // The refresh operation lists no 406, only 5XX.
@@ -154,6 +158,12 @@ impl IntoResponse for ApiError {
                 .headers_mut()
                 .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        if matches!(self, ApiError::Unauthenticated(_)) {
+            response.headers_mut().insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"relance\""),
+            );
+        }
         response.extensions_mut().insert(self);
         response
     }
@@ -191,7 +201,7 @@ pub(super) async fn write_body(request: Request, next: Next) -> Response {
         }),
     )
         .into_response();
-    for name in [header::ALLOW, header::RETRY_AFTER] {
+    for name in [header::ALLOW, header::RETRY_AFTER, header::WWW_AUTHENTICATE] {
         if let Some(value) = parts.headers.remove(&name) {
             answer.headers_mut().insert(name, value);
         }

@@ -9,8 +9,8 @@
 use axum::http::HeaderMap;
 use sha2::{Digest, Sha256};
 
+use super::auth::credential::Caller;
 use super::error::ApiError;
-use super::identity::Caller;
 
 /// Most characters of a key.
 pub const MAX_KEY: usize = 255;
@@ -60,7 +60,7 @@ mod tests {
     fn caller(key: &'static str) -> Caller {
         let headers =
             HeaderMap::from_iter([("x-api-key".parse().unwrap(), HeaderValue::from_static(key))]);
-        Caller::of(&headers, &Default::default()).unwrap()
+        Caller::unknown(&headers, &Default::default()).unwrap()
     }
 
     #[test]

@@ -13,15 +13,15 @@
 //!
 //! A request that has been read runs to its end even if its client goes away,
 //! and a shutdown waits for it. Every error has the spec's body ([`error`]).
-//! Credentials are looked at in [`identity`] alone, and never kept.
+//! Who asks and whether they may comes before all of this ([`auth`]).
 
+pub mod auth;
 pub mod body;
 pub mod describe;
 pub mod error;
 pub mod fields;
 pub mod id;
 pub mod idempotency;
-pub mod identity;
 pub mod jobs;
 pub mod manifest;
 mod observe;
@@ -30,22 +30,26 @@ pub mod routes;
 pub mod store;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use kube::Client;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::catalog::SharedCatalog;
 use crate::telemetry::Metrics;
+use auth::Access;
 use error::ApiError;
 
 /// What the handlers share.
 #[derive(Debug)]
 pub struct Api {
+    /// Who is let in.
+    pub access: Access,
     /// Where refreshes are stored.
     pub store: store::Store,
     /// Where views are found.
@@ -57,8 +61,15 @@ pub struct Api {
 
 impl Api {
     /// An API over `catalog` whose refreshes are made in `namespace`.
-    pub fn new(client: Client, namespace: &str, catalog: SharedCatalog, metrics: &Metrics) -> Self {
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        catalog: SharedCatalog,
+        access: Access,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
+            access,
             store: store::Store::new(client, namespace),
             catalog,
             tasks: TaskTracker::new(),
@@ -72,6 +83,7 @@ pub fn router(api: Arc<Api>) -> Router {
     routes::router()
         .fallback(|| async { ApiError::NoSuchRoute })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
+        .layer(middleware::from_fn_with_state(api.clone(), auth::guard))
         .layer(middleware::from_fn_with_state(api.clone(), run_to_end))
         .layer(middleware::from_fn(error::write_body))
         .layer(middleware::from_fn_with_state(
@@ -81,13 +93,21 @@ pub fn router(api: Arc<Api>) -> Router {
         .with_state(api)
 }
 
+/// How long a request may take. Each of its steps has less.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Runs the request in a task of its own: a client that hangs up does not
 /// leave a resource without its Secret, and a panic is one request's 500.
 async fn run_to_end(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    use axum::response::IntoResponse;
-    match api.tasks.spawn(next.run(request).in_current_span()).await {
-        Ok(response) => response,
-        Err(error) => {
+    let task = api.tasks.spawn(next.run(request).in_current_span());
+    match tokio::time::timeout(PATIENCE, task).await {
+        Ok(Ok(response)) => response,
+        Err(_) => ApiError::Unavailable(format!(
+            "the request was not answered within {} seconds, and may still take effect; try again, with an Idempotency-Key",
+            PATIENCE.as_secs()
+        ))
+        .into_response(),
+        Ok(Err(error)) => {
             tracing::error!(%error, "a request handler panicked");
             ApiError::Internal(
                 "the request could not be handled because of a bug; see the operator's log".into(),

@@ -13,6 +13,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use tracing::Instrument;
 
 use super::Api;
+use super::auth::Access;
+use super::auth::audit::{Answered, Note};
+use crate::listener::Peer;
 use crate::telemetry::{self, Metrics, trace};
 
 /// Counts and times requests.
@@ -75,6 +78,9 @@ pub(super) async fn observe(
         .map_or("none", MatchedPath::as_str)
         .trim_end_matches('/')
         .to_string();
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let note = Note::default();
+    request.extensions_mut().insert(note.clone());
     let caller = request.headers().get(trace::TRACEPARENT);
     let caller = caller.and_then(|v| v.to_str().ok()?.parse::<trace::Context>().ok());
     // Polls make no traces of their own.
@@ -96,17 +102,25 @@ pub(super) async fn observe(
             .with("http.response.status_code", status)
             .end(status >= 500);
     }
-    let seconds = started.elapsed().as_secs_f64();
+    let took = started.elapsed();
     api.requests
         .seconds
         .get_or_create(&Route {
             route: route.clone(),
         })
-        .observe(seconds);
+        .observe(took.as_secs_f64());
     api.requests
         .count
         .get_or_create(&Labels { route, status })
         .inc();
-    tracing::info!(%method, path, status, ms = (seconds * 1000.0).round() as u64, "request");
+    Answered {
+        method: &method,
+        path: &path,
+        peer,
+        open: matches!(api.access, Access::Open(_)),
+        status,
+        took,
+    }
+    .write(&note);
     response
 }

@@ -7,11 +7,12 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use serde::Serialize;
 
+use super::auth::credential::Caller;
 use super::body::JsonBody;
 use super::error::ApiError;
 use super::id::PathId;
-use super::identity::Caller;
 use super::manifest::GenevaManifest;
+use super::store::Origin;
 use super::{Api, fields, idempotency};
 use crate::telemetry::{self, trace};
 use crate::world;
@@ -27,10 +28,11 @@ pub async fn refresh(
     State(api): State<Arc<Api>>,
     PathId(view): PathId,
     headers: HeaderMap,
+    known: Option<Extension<Caller>>,
     trace: Option<Extension<trace::Context>>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<RefreshResponse>), ApiError> {
-    let caller = Caller::of(&headers, &body)?;
+    let caller = Caller::of(known, &headers, &body)?;
     let key = idempotency::key(&headers)?;
     let manifest = body
         .string("manifest")?
@@ -40,6 +42,8 @@ pub async fn refresh(
     // Shape comes first: a request that can never be right makes no calls.
     let unnamed = uuid::Uuid::now_v7().to_string();
     let mut spec = fields::spec(&unnamed, &view, &body, checksum)?;
+    // Before anybody looks what is there: the answer must not tell.
+    api.access.may_use(&caller, &spec.cluster).await?;
     let keyed = key.is_some();
     let job_id = match key {
         None => unnamed,
@@ -72,8 +76,12 @@ pub async fn refresh(
         (Some(_), None) => {}
     }
     looked??;
+    let origin = Origin {
+        user: caller.user().map(|user| user.name.clone()),
+        trace: trace.map(|trace| trace.0),
+    };
     api.store
-        .create(&job_id, &spec, manifest.as_ref(), keyed, trace.map(|t| t.0))
+        .create(&job_id, &spec, manifest.as_ref(), keyed, origin)
         .await?;
     telemetry::is_about(&job_id);
     tracing::info!(

@@ -37,6 +37,15 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How often a create is tried whose fate is unknown.
 const ATTEMPTS: u32 = 3;
 
+/// Where a refresh comes from; kept in its annotations.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// The user who asked for it, where users are known.
+    pub user: Option<String>,
+    /// The request's trace.
+    pub trace: Option<trace::Context>,
+}
+
 /// The resources of one namespace.
 #[derive(Clone)]
 pub struct Store {
@@ -91,9 +100,9 @@ impl Store {
         spec: &MaterializedViewRefreshSpec,
         manifest: Option<&GenevaManifest>,
         shared: bool,
-        trace: Option<trace::Context>,
+        origin: Origin,
     ) -> Result<(), ApiError> {
-        let refresh = self.create_refresh(name, spec, trace).await?;
+        let refresh = self.create_refresh(name, spec, origin).await?;
         let done = self.complete(&refresh, spec, manifest).await;
         // A shared one may be another request's, who was told 202: a retry
         // adds the Secret, or the controller ends it.
@@ -136,13 +145,16 @@ impl Store {
         &self,
         name: &str,
         spec: &MaterializedViewRefreshSpec,
-        trace: Option<trace::Context>,
+        origin: Origin,
     ) -> Result<MaterializedViewRefresh, ApiError> {
         let mut refresh = MaterializedViewRefresh::asked(name, spec.clone());
-        if let Some(trace) = trace {
-            refresh
-                .annotations_mut()
-                .insert(names::TRACEPARENT.to_string(), trace.to_string());
+        let trace = origin.trace.map(|trace| trace.to_string());
+        for (annotation, value) in [
+            (names::TRACEPARENT, trace),
+            (names::REQUESTED_BY, origin.user),
+        ] {
+            let value = value.map(|value| (annotation.to_string(), value));
+            refresh.annotations_mut().extend(value);
         }
         let post = PostParams {
             field_manager: Some(names::REST_MANAGER.to_string()),
@@ -294,7 +306,8 @@ async fn pause(attempt: u32) {
     tokio::time::sleep(Duration::from_millis(100 * u64::from(attempt))).await;
 }
 
-async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+/// What the Kubernetes API answers, if it does so soon enough.
+pub(super) async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
     match tokio::time::timeout(PATIENCE, call).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(ApiError::Unavailable(format!(

@@ -58,6 +58,17 @@ fn the_chart_says_what_it_needs_and_what_it_does_not_know() {
     assert!(!ok && said.contains("replicas"), "{said}");
     let (ok, said) = with(&["image=x", "catalog=dir:///t"]);
     assert!(ok, "{said}");
+    assert!(!said.contains("open-access"), "nobody asked for that");
+    let nobody = ["rest.auth.tokens=false", "rest.auth.keys=false"];
+    let nobody: Vec<&str> = [&["image=x", "catalog=dir:///t"][..], &nobody].concat();
+    let (ok, said) = with(&nobody);
+    assert!(!ok && said.contains("nobody gets in"), "{said}");
+    let (ok, said) = with(&["image=x", "catalog=dir:///t", "rest.tls.secretName=web"]);
+    assert!(ok && said.contains("secretName: web"), "{said}");
+    assert!(
+        said.contains("--tls-key=/etc/relance/tls/tls.key"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -67,7 +78,12 @@ fn no_role_of_the_chart_lists_secrets_or_reaches_beyond_the_namespace() {
     for document in rendered.split("\n---\n") {
         let value: serde_yaml::Value = serde_yaml::from_str(document).unwrap();
         let kind = value["kind"].as_str().unwrap_or_default();
-        assert!(!kind.starts_with("ClusterRole"), "{kind}");
+        if kind == "ClusterRole" {
+            // The one thing that a Role cannot grant: to ask whose token it is.
+            let only = r#"[{"apiGroups":["authentication.k8s.io"],"resources":["tokenreviews"],"verbs":["create"]}]"#;
+            let rules: serde_json::Value = serde_yaml::from_value(value["rules"].clone()).unwrap();
+            assert_eq!(rules.to_string(), only);
+        }
         for rule in value["rules"].as_sequence().into_iter().flatten() {
             rules += 1;
             let text =
@@ -152,6 +168,8 @@ fn what_the_chart_makes_follows_its_values() {
         ("ServiceMonitor", 1),
         ("ValidatingAdmissionPolicy", 1),
         ("ValidatingAdmissionPolicyBinding", 1),
+        ("ClusterRole", 1),
+        ("ClusterRoleBinding", 1),
     ] {
         assert_eq!(kinds(&all, kind), count, "{kind}");
     }
@@ -160,6 +178,7 @@ fn what_the_chart_makes_follows_its_values() {
         "networkPolicy.create=false",
         "podDisruptionBudget.create=false",
         "admissionPolicy.create=false",
+        "rest.auth.tokens=false",
         "rest.replicas=1",
         "controller.replicas=1",
     ]);
@@ -168,9 +187,12 @@ fn what_the_chart_makes_follows_its_values() {
         "PodDisruptionBudget",
         "ServiceMonitor",
         "ValidatingAdmissionPolicy",
+        "ClusterRole",
+        "ClusterRoleBinding",
     ] {
         assert_eq!(kinds(&least, kind), 0, "{kind}");
     }
+    assert!(least.contains("--auth=keys\n"), "{least}");
     // A budget for one replica would keep its node from being drained.
     let one = rendered(&["rest.replicas=1", "controller.replicas=1"]);
     assert_eq!(kinds(&one, "PodDisruptionBudget"), 0);

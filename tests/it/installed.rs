@@ -6,6 +6,7 @@ use std::process::Command;
 use relance::resources::{Mode, Phase};
 use serde_json::{Value, json};
 
+use crate::callers::{AUDIENCE, Callers};
 use crate::operator::{Operator, PATIENCE, needed};
 use crate::support::{kubeconfig, repo};
 
@@ -60,14 +61,32 @@ async fn the_chart_installs_an_operator_whose_roles_suffice() {
     let address = operator.kubectl(&["get", "service", "relance", "-o", address]);
     let url = format!("http://{address}:2333/v1/materialized_view/v/refresh");
     let http = reqwest::Client::new();
+    let stranger = http.post(&url).send().await.unwrap();
+    assert_eq!(stranger.status().as_u16(), 401, "the chart lets nobody in");
+    let callers = Callers::of(&operator.space);
+    callers
+        .allow(&callers.account("analyst"), &["create"], &["default"])
+        .await;
+    let by_token = format!("Bearer {}", callers.token("analyst", Some(AUDIENCE)).await);
     let post = |key: &'static str| {
         let body = json!({"manifest": r#"{"name": "m"}"#}).to_string();
-        let request = http.post(&url).header("idempotency-key", key).body(body);
+        let request = http.post(&url).header("authorization", &by_token);
+        let request = request.header("idempotency-key", key).body(body);
         async move {
-            let answer = request.send().await.unwrap();
-            let status = answer.status().as_u16();
-            let text = answer.text().await.unwrap();
-            assert_eq!(status, 202, "{text}");
+            // The API server's authorizer hears of a new Role a moment later.
+            let start = std::time::Instant::now();
+            let text = loop {
+                let request = request.try_clone().unwrap();
+                let answer = request.send().await.unwrap();
+                let status = answer.status().as_u16();
+                let text = answer.text().await.unwrap();
+                match status {
+                    202 => break text,
+                    403 => assert!(start.elapsed() < PATIENCE, "{text}"),
+                    other => panic!("{other}: {text}"),
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            };
             let body: Value = serde_json::from_str(&text).unwrap();
             body["job_id"].as_str().unwrap().to_string()
         }

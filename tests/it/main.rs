@@ -2,13 +2,16 @@
 //! that may do everything; `tests/cluster/cluster up` and `cluster env` give one.
 
 mod agreement;
+mod auth;
 mod bounds;
+mod callers;
 mod chart;
 mod controller;
 mod crash;
 mod e2e;
 mod far;
 mod far_faults;
+mod forged;
 mod indices;
 mod installed;
 mod kubectl;
@@ -26,5 +29,6 @@ mod rest_rbac;
 mod serve;
 mod support;
 mod telemetry;
+mod tls;
 mod upgrade;
 mod validation;

@@ -27,7 +27,7 @@ use relance::resources::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::{Space, kubeconfig, repo};
+use crate::support::{Space, kubeconfig, may_review_tokens, repo};
 
 /// How long a refresh may take here: debug builds on few and busy cores.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -102,6 +102,9 @@ impl Operator {
         let text = std::fs::read_to_string(repo("deploy/relance.yaml")).unwrap();
         for document in serde_yaml::Deserializer::from_str(&text) {
             let mut role = serde_yaml::Value::deserialize(document).unwrap();
+            if role["kind"] == "ClusterRole" {
+                may_review_tokens(&self.space.client, &user, &user).await;
+            }
             if role["kind"] != "Role" {
                 continue;
             }
@@ -268,6 +271,7 @@ impl Operator {
             .args(["--catalog", &self.catalog()])
             .args(["--listen", listen])
             .args(["--health-listen", health])
+            .args(access(arguments, environment))
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())
             .env_remove("RUST_LOG")
@@ -448,6 +452,15 @@ impl Operator {
         let wrong = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {said}{wrong}");
         said
+    }
+}
+
+/// Everybody is let in, unless the test says who.
+fn access<'a>(arguments: &[&str], environment: &[(&str, &str)]) -> &'a [&'a str] {
+    let said = environment.iter().any(|(name, _)| *name == "RELANCE_AUTH");
+    match said || arguments.contains(&"--auth") {
+        true => &[],
+        false => &["--open-access"],
     }
 }
 

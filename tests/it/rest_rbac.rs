@@ -1,18 +1,23 @@
 //! REST under the Role that is installed for it: enough, and no more.
 
+use std::time::{Duration, Instant};
+
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use kube::Client;
 use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::ObjectMeta;
 use relance::resources::names;
+use relance::rest::auth::{Access, Settings};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::support::{Answer, Server, World, kubeconfig, repo};
+use crate::callers::{Callers, NO_LIMITS};
+use crate::operator::PATIENCE;
+use crate::support::{Answer, Server, World, kubeconfig, may_review_tokens, repo};
 
 /// The rules of the Role `relance-rest` in the rendered manifests.
-fn installed_rules() -> Vec<PolicyRule> {
+pub fn installed_rules() -> Vec<PolicyRule> {
     let file = repo("deploy/relance.yaml");
     let text = std::fs::read_to_string(file).expect("the rendered manifests");
     serde_yaml::Deserializer::from_str(&text)
@@ -24,7 +29,7 @@ fn installed_rules() -> Vec<PolicyRule> {
 }
 
 /// A client that may do just what `rules` say, in the world's namespace.
-async fn limited(world: &World, user: &str, rules: Vec<PolicyRule>) -> Client {
+pub async fn limited(world: &World, user: &str, rules: Vec<PolicyRule>) -> Client {
     let space = &world.space;
     let metadata = ObjectMeta {
         name: Some(user.to_string()),
@@ -67,16 +72,81 @@ async fn limited(world: &World, user: &str, rules: Vec<PolicyRule>) -> Client {
     Client::try_from(config).expect("a client")
 }
 
+/// The key of a caller who may do everything there.
+async fn caller(world: &World) -> Vec<(String, String)> {
+    let callers = Callers::of(&world.space);
+    callers
+        .allow("caller", &["*"], &["default", "nowhere"])
+        .await;
+    vec![("x-api-key".into(), callers.key("caller").await)]
+}
+
+/// A server that takes API keys.
+async fn taking_keys(world: &World, client: Client, caller: Vec<(String, String)>) -> Server {
+    let namespace = &world.space.namespace;
+    let settings = Settings {
+        audience: None,
+        keys: true,
+        limits: NO_LIMITS,
+    };
+    let access = Access::guarded(client.clone(), namespace, settings);
+    let uri = format!("dir://{}", world.folder.path().display());
+    let mut server = Server::with_access(client, namespace, &uri, &[], access).await;
+    server.headers = caller;
+    server
+}
+
+/// A REST API that runs with what the chart grants, and lets in whom Kubernetes
+/// knows by `settings`.
+pub async fn guarded(world: &World, settings: Settings) -> Server {
+    let space = &world.space;
+    // Cluster-scoped, so that no other test's is meant.
+    let user = format!(
+        "rest-of-{}",
+        &uuid::Uuid::new_v4().simple().to_string()[..12]
+    );
+    let tokens = settings.audience.is_some();
+    let client = limited(world, &user, installed_rules()).await;
+    if tokens {
+        may_review_tokens(&space.client, &user, &user).await;
+    }
+    let access = Access::guarded(client.clone(), &space.namespace, settings);
+    let uri = format!("dir://{}", world.folder.path().display());
+    let server = Server::with_access(client, &space.namespace, &uri, &[], access).await;
+    until(&server, "rights to know its callers", |status| {
+        status == 401
+    })
+    .await;
+    server
+}
+
+/// Waits until a stranger's token and key get this status.
+async fn until(server: &Server, what: &str, wished: impl Fn(u16) -> bool) {
+    let start = Instant::now();
+    for header in [
+        ("authorization", "Bearer nobody's"),
+        ("x-api-key", "nobody's"),
+    ] {
+        loop {
+            let answer = server.post_with("/v1/jobs/describe", &[header], "").await;
+            if wished(answer.status) {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "no {what}: {answer:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
 async fn server(world: &World, user: &str, rules: Vec<PolicyRule>) -> Server {
     let client = limited(world, user, rules).await;
-    let uri = format!("dir://{}", world.folder.path().display());
-    let server = Server::start(client, &world.space.namespace, &uri).await;
+    let server = taking_keys(world, client, caller(world).await).await;
     // The API server's authorizer hears of a new Role a moment later.
     for _ in 0..50 {
         let told = server
             .post("/v1/jobs/describe", r#"{"job_id": "probe"}"#)
             .await;
-        if told.status != 403 {
+        if ![403, 503].contains(&told.status) {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -105,9 +175,8 @@ async fn the_installed_role_is_enough() {
     let job_id = post(&server, "k").await.job_id();
     assert_eq!(post(&server, "k").await.job_id(), job_id);
     // A replica that finds the salt there already.
-    let uri = format!("dir://{}", world.folder.path().display());
     let client = limited(&world, "rest-replica", installed_rules()).await;
-    let replica = Server::start(client, &world.space.namespace, &uri).await;
+    let replica = taking_keys(&world, client, server.headers.clone()).await;
     assert_eq!(post(&replica, "k").await.job_id(), job_id);
     let told = server
         .post("/v1/jobs/describe", json!({"job_id": job_id}).to_string())
@@ -168,8 +237,10 @@ async fn the_installed_role_has_no_verb_too_many() {
                     .post("/v1/materialized_view/v/refresh", nowhere)
                     .await,
             ];
+            // 503 where it is about the caller, who has nothing to do with it.
+            let fails = |answer: &Answer| [403, 503].contains(&answer.status);
             assert!(
-                answers.iter().any(|answer| answer.status == 403),
+                answers.iter().any(fails),
                 "{verb} on {:?} is not needed: {answers:?}",
                 rule.resources
             );

@@ -63,6 +63,30 @@ fn crds_prints_what_the_crds_folder_holds() {
 }
 
 #[test]
+fn a_key_is_told_once_and_only_its_hash_is_to_be_stored() {
+    let made = relance()
+        .args(["key", "--user", "air flow", "--group", "etl"])
+        .output()
+        .expect("runs");
+    assert!(made.status.success(), "{made:?}");
+    let key = String::from_utf8(made.stderr).expect("text");
+    let manifest = String::from_utf8(made.stdout).expect("text");
+    let key = key.strip_suffix('\n').expect("one line");
+    assert!(key.starts_with("relance_") && !key.contains(char::is_whitespace));
+    assert!(!manifest.contains(key), "{manifest}");
+    let secret: serde_yaml::Value = serde_yaml::from_str(&manifest).expect("YAML");
+    let entry = secret["stringData"]["air-flow"].as_str().expect("an entry");
+    let entry: serde_json::Value = serde_json::from_str(entry).expect("JSON");
+    assert_eq!(entry["user"], "air flow");
+    assert_eq!(entry["sha256"].as_str().expect("a hash").len(), 64);
+    let reserved = relance()
+        .args(["key", "--user", "a", "--group", "system:masters"])
+        .output()
+        .expect("runs");
+    assert_eq!(reserved.status.code(), Some(2), "{reserved:?}");
+}
+
+#[test]
 fn completions_are_there_for_the_common_shells() {
     for shell in ["bash", "zsh", "fish"] {
         let script = relance()
@@ -82,10 +106,29 @@ fn a_wrong_command_line_is_exit_code_2() {
         &["nonsense"][..],
         &["serve"],
         &["serve", "--catalog", "dir:///t", "--listen", "x"],
+        // Nobody is let in, or everybody: that must be said.
+        &["serve", "--catalog", "dir:///t"],
+        &[
+            "serve",
+            "--catalog",
+            "dir:///t",
+            "--auth",
+            "keys",
+            "--open-access",
+        ],
+        &[
+            "serve",
+            "--catalog",
+            "dir:///t",
+            "--open-access",
+            "--tls-key",
+            "k",
+        ],
     ] {
         let ended = relance()
             .args(arguments)
             .env_remove("RELANCE_CATALOG")
+            .env_remove("RELANCE_AUTH")
             .output()
             .expect("runs");
         assert_eq!(ended.status.code(), Some(2), "{arguments:?}");
@@ -102,6 +145,7 @@ async fn serve_is_ready_tells_its_metrics_and_ends_on_sigterm() {
             .args([
                 "serve",
                 "--rest",
+                "--open-access",
                 "--log-format",
                 "json",
                 "--namespace",
@@ -174,6 +218,8 @@ async fn serve_says_what_to_do_when_an_address_is_taken() {
         .args([
             "serve",
             "--rest",
+            "--auth",
+            "tokens,keys",
             "--catalog",
             "dir:///t",
             "--health-listen",

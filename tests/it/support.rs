@@ -8,6 +8,7 @@ use std::sync::Arc;
 use arrow_array::{Int64Array, RecordBatch, RecordBatchIterator};
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::ObjectMeta;
@@ -19,9 +20,10 @@ use lancedb::materialized_view::{
 };
 use relance::catalog::SharedCatalog;
 use relance::resources::{MaterializedViewRefresh, RefreshCluster, RefreshClusterSpec, schema};
+use relance::rest::auth::Access;
 use relance::telemetry::Metrics;
 use relance::{listener, rest};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
@@ -180,6 +182,8 @@ pub struct Server {
     pub address: SocketAddr,
     pub shutdown: CancellationToken,
     pub served: JoinHandle<()>,
+    /// Sent along with each request.
+    pub headers: Vec<(String, String)>,
     http: reqwest::Client,
 }
 
@@ -189,6 +193,7 @@ pub struct Answer {
     pub status: u16,
     pub body: Value,
     pub allow: Option<String>,
+    pub retry_after: Option<String>,
 }
 
 impl Answer {
@@ -226,13 +231,24 @@ impl Server {
         uri: &str,
         options: &[(&str, &str)],
     ) -> Server {
+        Server::with_access(client, namespace, uri, options, Access::open()).await
+    }
+
+    /// One that lets in whom `access` says; the others let everybody in.
+    pub async fn with_access(
+        client: Client,
+        namespace: &str,
+        uri: &str,
+        options: &[(&str, &str)],
+        access: Access,
+    ) -> Server {
         let metrics = Metrics::default();
         let options = options
             .iter()
             .map(|(key, value)| (key.to_string(), value.to_string()))
             .collect();
         let catalog = SharedCatalog::new(uri, options, &metrics);
-        let api = Arc::new(rest::Api::new(client, namespace, catalog, &metrics));
+        let api = Arc::new(rest::Api::new(client, namespace, catalog, access, &metrics));
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");
@@ -240,7 +256,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let ending = shutdown.clone();
         let served = tokio::spawn(async move {
-            listener::serve(socket, rest::router(api.clone()), ending).await;
+            listener::serve(socket, rest::router(api.clone()), None, ending).await;
             api.tasks.close();
             api.tasks.wait().await;
         });
@@ -248,19 +264,27 @@ impl Server {
             address,
             shutdown,
             served,
+            headers: Vec::new(),
             http: reqwest::Client::new(),
         }
     }
 
     pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        self.http
-            .request(method, format!("http://{}{path}", self.address))
+        let url = format!("http://{}{path}", self.address);
+        self.headers
+            .iter()
+            .fold(self.http.request(method, url), |request, (name, value)| {
+                request.header(name, value)
+            })
     }
 
     pub async fn send(request: reqwest::RequestBuilder) -> Answer {
         let answer = request.send().await.expect("an answer");
-        let allow = answer.headers().get("allow");
-        let allow = allow.map(|value| value.to_str().expect("text").to_string());
+        let header = |name: &str| {
+            let value = answer.headers().get(name);
+            value.map(|value| value.to_str().expect("text").to_string())
+        };
+        let (allow, retry_after) = (header("allow"), header("retry-after"));
         let status = answer.status().as_u16();
         let text = answer.text().await.expect("a body");
         let body = serde_json::from_str(&text).unwrap_or_else(|error| {
@@ -270,6 +294,7 @@ impl Server {
             status,
             body,
             allow,
+            retry_after,
         }
     }
 
@@ -338,4 +363,25 @@ impl World {
         let all = self.space.refreshes.list(&Default::default()).await;
         all.expect("a list").items.len()
     }
+}
+
+/// Lets a user review tokens, as the chart's ClusterRole lets REST's account.
+pub async fn may_review_tokens(client: &Client, name: &str, user: &str) {
+    let role: ClusterRole = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "rules": [{"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}],
+    }))
+    .unwrap();
+    let binding: ClusterRoleBinding = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    }))
+    .unwrap();
+    let post = PostParams::default();
+    Api::all(client.clone()).create(&post, &role).await.unwrap();
+    Api::all(client.clone())
+        .create(&post, &binding)
+        .await
+        .unwrap();
 }

@@ -141,7 +141,7 @@ def relance(kubernetes, tables):
     binary = needed("RELANCE_TEST_BINARY", "it is the path of the relance binary")
     api, health = free_port(), free_port()
     process = subprocess.Popen(
-        [binary, "serve", "--rest", "--catalog", f"dir://{tables}",
+        [binary, "serve", "--rest", "--open-access", "--catalog", f"dir://{tables}",
          "--namespace", kubernetes.namespace, "--listen", f"127.0.0.1:{api}",
          "--health-listen", f"127.0.0.1:{health}"],
         env={**os.environ, "KUBECONFIG": kubernetes.kubeconfig},

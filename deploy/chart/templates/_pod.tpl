@@ -98,12 +98,19 @@ spec:
         capabilities: {drop: [ALL]}
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
+        {{- if .tlsSecret }}
+        - {name: tls, mountPath: /etc/relance/tls, readOnly: true}
+        {{- end }}
         {{- with $values.volumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
   volumes:
     - name: tmp
       emptyDir: {}
+    {{- with .tlsSecret }}
+    - name: tls
+      secret: {secretName: {{ . }}}
+    {{- end }}
     {{- with $values.volumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
