@@ -42,6 +42,10 @@ kills: packages ## A kill schedule over two clusters at full length (an hour; RE
 		RELANCE_KILLS_VIEWS=$${RELANCE_KILLS_VIEWS:-30} RELANCE_KILLS_MEAN_SECONDS=$${RELANCE_KILLS_MEAN_SECONDS:-15}; \
 		NAME=$(TEST_NAME) tests/run --kills
 
+.PHONY: crowd
+crowd: packages ## 500 clients of the REST API at once for a minute, and what they were promised
+	@RELANCE_CROWD_SECONDS=60 NAME=$(TEST_NAME) tests/run --test it crowd -- --nocapture
+
 .PHONY: bench
 bench: packages ## What a refresh costs beside what Kubernetes itself costs
 	@NAME=$(TEST_NAME) tests/run --bench refresh
