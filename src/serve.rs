@@ -91,9 +91,14 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
         .unwrap_or_else(|| config.default_namespace.clone());
     let metrics = Arc::new(Metrics::default());
     let api_metrics = ApiMetrics::register(&metrics);
+    // Each its own, so that what one waits for holds up no other: a burst of
+    // refreshes must neither cost the lease nor the health.
     let client = |half| kubernetes::client(config.clone(), half, &api_metrics);
     let rest_client = client(names::REST_MANAGER)?;
+    let access_client = client(names::REST_MANAGER)?;
+    let health_client = client(names::REST_MANAGER)?;
     let controller_client = client(names::CONTROLLER_MANAGER)?;
+    let lease_client = client(names::CONTROLLER_MANAGER)?;
     let catalog = SharedCatalog::new(&args.catalog.catalog, args.catalog.options(), &metrics);
 
     // All addresses are taken before anything runs, so that a wrong one ends it all.
@@ -103,7 +108,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
         false => None,
     };
     let health = health::router(health::Health {
-        client: rest_client.clone(),
+        client: health_client,
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     });
@@ -125,7 +130,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
             rest_client.clone(),
             &namespace,
             catalog.clone(),
-            access(&args.access, rest_client.clone(), &namespace),
+            access(&args.access, access_client, &namespace),
             &metrics,
         ));
         let router = rest::router(api.clone());
@@ -153,8 +158,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
             lease: Duration::from_secs(args.lease_seconds.into()),
         };
         let leadership = Leadership::register(&metrics);
-        let client = controller_client.clone();
-        let election = Election::new(client, &namespace, &args.lease, timing, leadership);
+        let election = Election::new(lease_client, &namespace, &args.lease, timing, leadership);
         let ended = controller::lead(controller_client.clone(), config, election).await;
         if ended.is_err() {
             // Half an operator is none: whoever runs this one shall see that it ended.

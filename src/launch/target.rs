@@ -33,7 +33,7 @@ use crate::resources::names;
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// How long after an answer of another cluster its watches are taken to be live.
-const ANSWERED: Duration = Duration::from_secs(4);
+const ANSWERED: Duration = Duration::from_secs(2);
 
 /// How long a cluster that did not answer is left alone.
 const REST: Duration = Duration::from_secs(3);

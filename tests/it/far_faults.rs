@@ -57,7 +57,7 @@ async fn an_api_server_that_stops_mid_refresh_hides_the_job_and_not_its_commit()
     operator
         .view("long", "SELECT id FROM src WHERE id > 3")
         .await;
-    far.slow(&operator, 12).await;
+    far.slow(&operator, 20).await;
     let refresh = launched_there(&operator).await;
     works(&far).await;
     script(&["kill", "apiserver"]);
