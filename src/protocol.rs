@@ -29,7 +29,7 @@ pub const TERMINATION_LOG: &str = "/dev/termination-log";
 pub struct Task {
     /// UID of the refresh: what its commit is found by.
     pub refresh_uid: String,
-    /// The refresh's name, for log lines.
+    /// The refresh's name, for log lines and for the record of what it did.
     pub job_id: String,
     /// The catalog's URI, such as `dir:///tables` or `dir://s3://bucket/path`.
     pub catalog: String,

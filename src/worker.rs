@@ -102,6 +102,7 @@ async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
     let request = Request {
         view: task.view.clone(),
         refresh: task.refresh_uid.clone(),
+        job: Some(task.job_id.clone()).filter(|id| !id.is_empty()),
         src_version: task.src_version,
         full: task.full,
         expected_incarnation: task.expected_incarnation.clone(),

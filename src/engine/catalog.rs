@@ -16,6 +16,12 @@ use super::store::{Store, first_line, redact};
 /// The delimiter that joins an identifier path into one string.
 pub const DELIMITER: &str = "$";
 
+/// Most bytes in the name of a folder, on every common file system.
+const LONGEST_NAME: usize = 255;
+
+/// What the directory namespace adds to a table's name.
+const FOLDER_SUFFIX: &str = ".lance";
+
 /// A catalog of Lance tables.
 #[derive(Clone)]
 pub struct Catalog {
@@ -90,7 +96,13 @@ impl Catalog {
         let missing = || EngineError::ViewNotFound {
             view: id.join(DELIMITER),
         };
-        if id.is_empty() || id.iter().any(|part| part.is_empty()) {
+        // A store asked for a longer name says that it failed, not that there is none.
+        let longest = LONGEST_NAME - FOLDER_SUFFIX.len();
+        if id.is_empty()
+            || id
+                .iter()
+                .any(|part| part.is_empty() || part.len() > longest)
+        {
             return Err(missing());
         }
         let request = DescribeTableRequest {

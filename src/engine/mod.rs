@@ -42,9 +42,12 @@
 //! A view with GROUP BY is one unit, merged from [`partials`]: the aggregates of
 //! parts of the source, which later refreshes use again.
 //!
+//! How a refresh went is told, by its UID or its job's id, by [`account`].
+//!
 //! Readers see the commit or do not. Whoever dies at whatever point leaves a
 //! view as it was or as it shall be, and work that the next one finds.
 
+pub mod account;
 pub mod carry;
 pub mod catalog;
 pub mod commit;

@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use lance::Dataset;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
+use super::account;
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
 use super::history::History;
 use super::ledger::{Columns, Ledger, Standing};
 use super::paths;
 use super::plan::Plan;
+use super::refresh::Request;
 use super::store::Objects;
 
 /// How long an outcome object is kept.
@@ -154,8 +157,15 @@ async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<O
     Ok(None)
 }
 
-/// Records what `refresh` did. The first record stays.
-pub async fn record(objects: &Objects, refresh: &str, outcome: &Outcome) -> Result<Outcome> {
+/// Records what the refresh of `request` did. The first record stays.
+pub async fn record(objects: &Objects, request: &Request, outcome: &Outcome) -> Result<Outcome> {
+    let refresh = &request.refresh;
     let path = paths::outcome(objects.root(), refresh);
-    objects.agree(&path, outcome.clone()).await
+    let outcome = objects.agree(&path, outcome.clone()).await?;
+    if let Some(job) = &request.job
+        && let Err(error) = account::record(objects, job, refresh, &outcome).await
+    {
+        warn!(%error, "the view is right; the job's own record could not be written");
+    }
+    Ok(outcome)
 }

@@ -5,6 +5,7 @@
 //!   plans/<refresh>/plan-<n>.json     what an attempt set out to do; put-if-absent
 //!   plans/<refresh>/claims/<id>.json  a unit that is computed and staged
 //!   outcomes/<refresh>.json           what a refresh did, written after its commit
+//!   outcomes/job-<id>.json            the same, by the id of the job that it was
 //!   ledgers/<version>-<refresh>-<id>.json  committed claims, written before their commit
 //!   partials/<id>.arrow               partial aggregates of a part of the source
 //!   fresh.json                        which source version the view equals
@@ -53,6 +54,12 @@ pub fn outcomes(root: &Path) -> Path {
 /// The outcome of one refresh.
 pub fn outcome(root: &Path, refresh: &str) -> Path {
     outcomes(root).join(format!("{refresh}.json"))
+}
+
+/// What the refresh did that was job `job`: among the outcomes, to be removed
+/// with them.
+pub fn job_outcome(root: &Path, job: &str) -> Path {
+    outcomes(root).join(format!("job-{job}.json"))
 }
 
 /// The folder of ledgers.

@@ -46,6 +46,8 @@ pub struct Request {
     pub view: Vec<String>,
     /// UID of the refresh: two runs with the same one are one refresh.
     pub refresh: String,
+    /// Id of the job that it is, for those who know it by that alone.
+    pub job: Option<String>,
     /// Source version to bring the view to; the latest if `None`.
     pub src_version: Option<u64>,
     /// Compute every row anew.
@@ -158,7 +160,7 @@ async fn run(
         match run.commit(&work).await? {
             Some((outcome, Some(table))) => return run.finish(&work, outcome, table).await,
             Some((outcome, None)) => {
-                return outcome::record(&run.objects, &request.refresh, &outcome).await;
+                return outcome::record(&run.objects, request, &outcome).await;
             }
             None => {}
         }
@@ -523,7 +525,7 @@ impl Run<'_> {
         let (objects, refresh) = (&self.objects, &self.request.refresh);
         let sources = &work.plan.sources;
         let (outcome, fresh, rubbish) = futures::join!(
-            outcome::record(objects, refresh, &outcome),
+            outcome::record(objects, self.request, &outcome),
             freshness::record(objects, &work.view, &table, sources, self.settled.clone()),
             tidy::look(objects, refresh)
         );

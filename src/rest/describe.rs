@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use arrow_schema::Schema;
 use axum::Json;
 use axum::extract::State;
 use lance::arrow::json::JsonSchema;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::body::{JsonBody, wrong_type};
 use super::error::ApiError;
-use super::id::PathId;
+use super::id::{DELIMITER, PathId};
 use crate::engine::view;
 
 /// A table's version, schema and place.
@@ -20,20 +21,38 @@ pub async fn table(
     PathId(id): PathId,
     body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
-    let catalog = api.catalog.get().await?;
-    let table = api.catalog.in_time(catalog.describe_table(&id)).await??;
-    match body.get("version") {
-        None => {}
-        Some(version) if !version.is_u64() => {
-            return Err(wrong_type("version", version, "an integer of at least 0"));
-        }
-        Some(version) if version.as_u64() == Some(table.version) => {}
-        Some(version) => {
-            return Err(ApiError::Unsupported(format!(
-                "version is {version}, and only the latest version ({}) can be described; leave it out",
-                table.version
+    for field in ["tag", "branch"] {
+        if body.get(field).is_some() {
+            return Err(ApiError::InvalidInput(format!(
+                "{field} cannot be described here; leave it out, or give a version"
             )));
         }
+    }
+    let version = match body.get("version") {
+        None => None,
+        Some(version) => Some(
+            version
+                .as_u64()
+                .ok_or_else(|| wrong_type("version", version, "an integer of at least 0"))?,
+        ),
+    };
+    let catalog = api.catalog.get().await?;
+    let mut table = api.catalog.in_time(catalog.describe_table(&id)).await??;
+    if let Some(version) = version.filter(|version| *version != table.version) {
+        let missing = || {
+            ApiError::VersionNotFound(format!(
+                "table '{}' has no version {version}, or no longer; leave it out to describe the latest ({})",
+                id.join(DELIMITER),
+                table.version
+            ))
+        };
+        if version == 0 || version > table.version {
+            return Err(missing());
+        }
+        let opened = api.catalog.in_time(catalog.open(&id, Some(version)));
+        let opened = opened.await??.ok_or_else(missing)?;
+        table.schema = Schema::from(opened.schema());
+        table.version = version;
     }
     let schema = JsonSchema::try_from(&table.schema).map_err(|error| {
         ApiError::Unsupported(format!(
@@ -58,7 +77,7 @@ pub async fn view(
     let Some(sql) = info.sql else {
         return Err(ApiError::Unsupported(format!(
             "'{}' is no SQL view, and only those can be described here",
-            id.join("$")
+            id.join(DELIMITER)
         )));
     };
     let source = info.sources.first().map(Vec::as_slice).unwrap_or_default();

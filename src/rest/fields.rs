@@ -28,6 +28,14 @@ const FIELDS: [(&str, &str); 10] = [
 /// What stock `lancedb` clients call `src_version`.
 const SOURCE_VERSION: &str = "source_version";
 
+/// What the request may say about how to refresh.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    FIELDS
+        .iter()
+        .map(|(theirs, _)| *theirs)
+        .chain([SOURCE_VERSION])
+}
+
 /// The spec of refresh `name` that a request asks for, with `manifest` being
 /// the checksum of an inline Geneva manifest.
 pub fn spec(
@@ -70,6 +78,18 @@ pub fn spec(
     }
     serde_json::from_value(Value::Object(spec))
         .map_err(|error| ApiError::InvalidInput(format!("the request's body is wrong: {error}")))
+}
+
+/// Holds an identifier path against the rules for `spec.view`: also where it is
+/// only to be described, since no name that breaks them can be refreshed.
+pub fn check_view(view: &[String]) -> Result<(), ApiError> {
+    let object = json!({"metadata": {"name": "r"}, "spec": {"view": view}});
+    match validate::refresh(&object).first() {
+        None => Ok(()),
+        Some(wrong) => Err(ApiError::InvalidInput(
+            wrong.sentence(&request_name(&wrong.path, false)),
+        )),
+    }
 }
 
 /// What the request calls the field at `path` of the resource.

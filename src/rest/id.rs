@@ -5,6 +5,7 @@ use axum::http::request::Parts;
 use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
+use super::fields;
 
 /// The delimiter, unless the query says another.
 pub const DELIMITER: &str = "$";
@@ -26,7 +27,9 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
             .flat_map(|query| url::form_urlencoded::parse(query.as_bytes()))
             .find(|(name, _)| name == "delimiter")
             .map(|(_, value)| value.into_owned());
-        split(&segment, delimiter.as_deref().unwrap_or(DELIMITER)).map(PathId)
+        let id = split(&segment, delimiter.as_deref().unwrap_or(DELIMITER))?;
+        fields::check_view(&id)?;
+        Ok(PathId(id))
     }
 }
 

@@ -25,6 +25,7 @@ pub mod idempotency;
 pub mod jobs;
 pub mod manifest;
 mod observe;
+pub mod openapi;
 pub mod refresh;
 pub mod routes;
 pub mod store;
@@ -57,6 +58,7 @@ pub struct Api {
     /// Requests that run; a shutdown waits for them.
     pub tasks: TaskTracker,
     requests: observe::Requests,
+    searches: jobs::Searches,
 }
 
 impl Api {
@@ -74,6 +76,7 @@ impl Api {
             catalog,
             tasks: TaskTracker::new(),
             requests: observe::Requests::register(metrics),
+            searches: jobs::Searches::default(),
         }
     }
 }

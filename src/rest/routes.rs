@@ -13,7 +13,7 @@ use axum::extract::{MatchedPath, Request};
 use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
 
-use super::{Api, describe, jobs, refresh};
+use super::{Api, describe, jobs, openapi, refresh};
 
 /// One operation.
 pub struct Operation {
@@ -118,6 +118,49 @@ pub static OPERATIONS: &[Operation] = &[
         path: "/v1/jobs/describe",
         asks: may(Verb::Get),
         handler: |method| on(method, jobs::describe),
+    },
+    Operation {
+        id: "ListJobs",
+        method: Method::POST,
+        path: "/v1/jobs/list",
+        asks: may(Verb::List),
+        handler: |method| on(method, jobs::list),
+    },
+    Operation {
+        id: "CancelJob",
+        method: Method::POST,
+        path: "/v1/jobs/cancel",
+        asks: may(Verb::Patch),
+        handler: |method| on(method, jobs::cancel),
+    },
+    Operation {
+        id: "PauseJob",
+        method: Method::POST,
+        path: "/v1/jobs/pause",
+        asks: may(Verb::Patch),
+        handler: |method| on(method, jobs::pause),
+    },
+    Operation {
+        id: "ResumeJob",
+        method: Method::POST,
+        path: "/v1/jobs/resume",
+        asks: may(Verb::Patch),
+        handler: |method| on(method, jobs::resume),
+    },
+    Operation {
+        id: "QueryJobEvents",
+        method: Method::POST,
+        path: "/v1/jobs/query_events",
+        asks: may(Verb::Get),
+        handler: |method| on(method, jobs::query_events),
+    },
+    // What the API is, is no secret.
+    Operation {
+        id: "GetOpenApi",
+        method: Method::GET,
+        path: "/openapi.yaml",
+        asks: None,
+        handler: |method| on(method, openapi::document),
     },
 ];
 

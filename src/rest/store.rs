@@ -8,8 +8,8 @@
 //! create that was not answered is looked for before it is tried again, under
 //! the same name.
 //!
-//! What it needs of RBAC, in its own namespace: create, get and delete
-//! `materializedviewrefreshes`; get and list `refreshclusters`; create `secrets`, and
+//! What it needs of RBAC, in its own namespace: create, get, list, patch and
+//! delete `materializedviewrefreshes`; get and list `refreshclusters`; create `secrets`, and
 //! get the one called [`names::IDEMPOTENCY_SECRET`].
 
 use std::collections::BTreeMap;
@@ -17,10 +17,13 @@ use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::api::{
+    DeleteParams, ListParams, ObjectList, Patch, PatchParams, PostParams, Preconditions,
+};
 use kube::core::ObjectMeta;
 use kube::{Api, Client, Resource, ResourceExt};
 use rand::TryRngCore;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use super::error::ApiError;
@@ -36,6 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often a create is tried whose fate is unknown.
 const ATTEMPTS: u32 = 3;
+
+/// How often a change is tried that another one came before.
+const STEERINGS: u32 = 8;
 
 /// Where a refresh comes from; kept in its annotations.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +81,78 @@ impl Store {
     /// The refresh called `name`, if there is one.
     pub async fn get(&self, name: &str) -> Result<Option<MaterializedViewRefresh>, ApiError> {
         in_time(self.refreshes.get_opt(name)).await
+    }
+
+    /// At most `limit` refreshes, in the order of their names, that
+    /// `phases`, a field selector, selects; from `token` on, which comes from
+    /// the page before. `Ok(None)`: the token has expired, or was never one.
+    pub async fn page(
+        &self,
+        phases: &str,
+        limit: u32,
+        token: Option<&str>,
+    ) -> Result<Option<ObjectList<MaterializedViewRefresh>>, ApiError> {
+        let mut token = token.map(str::to_string);
+        for _ in 0..ATTEMPTS {
+            let mut params = ListParams::default().fields(phases).limit(limit);
+            params.continue_token.clone_from(&token);
+            let listed = in_time(async { Ok(self.refreshes.list(&params).await) }).await?;
+            match listed {
+                Ok(page) => return Ok(Some(page)),
+                // The API server remembers the list as it was for minutes
+                // only, and then gives a token to go on from there as it is now.
+                Err(kube::Error::Api(status)) if status.code == 410 && token.is_some() => {
+                    let metadata = status.metadata.as_ref();
+                    match metadata.and_then(|metadata| metadata.continue_.clone()) {
+                        Some(fresh) => token = Some(fresh),
+                        None => return Ok(None),
+                    }
+                }
+                Err(kube::Error::Api(status)) if status.code == 400 && token.is_some() => {
+                    return Ok(None);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Changes the spec of refresh `name` by what `change` says about it as it
+    /// is at that very moment. What `change` gives as `None` is left as it is.
+    /// `Ok(None)`: there is no such refresh.
+    pub async fn steer<T>(
+        &self,
+        name: &str,
+        change: impl Fn(&MaterializedViewRefresh) -> Result<(Option<Value>, T), ApiError>,
+    ) -> Result<Option<T>, ApiError> {
+        let patched = PatchParams {
+            field_manager: Some(names::REST_MANAGER.to_string()),
+            ..Default::default()
+        };
+        for attempt in 1..=STEERINGS {
+            let Some(refresh) = self.get(name).await? else {
+                return Ok(None);
+            };
+            let (spec, answer) = change(&refresh)?;
+            let Some(spec) = spec else {
+                return Ok(Some(answer));
+            };
+            let patch = Patch::Merge(json!({
+                "metadata": {"resourceVersion": refresh.resource_version()},
+                "spec": spec,
+            }));
+            let patching = self.refreshes.patch(name, &patched, &patch);
+            match in_time(async { Ok(patching.await) }).await? {
+                Ok(_) => return Ok(Some(answer)),
+                // The controller has written to it meanwhile.
+                Err(kube::Error::Api(status)) if status.code == 409 => pause(attempt).await,
+                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(ApiError::Unavailable(format!(
+            "the refresh changed {STEERINGS} times while it was to be changed; try again"
+        )))
     }
 
     /// The RefreshCluster called `name`, if there is one. Asked by name: a list

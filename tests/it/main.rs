@@ -15,6 +15,7 @@ mod far_faults;
 mod forged;
 mod indices;
 mod installed;
+mod jobs;
 mod kubectl;
 mod leader;
 mod objects;

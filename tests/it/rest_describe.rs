@@ -83,9 +83,18 @@ async fn tables_and_views_are_described_as_lancedb_reads_them() {
             .status,
         200
     );
-    post("/v1/table/src/describe/", r#"{"version": 9}"#)
-        .await
-        .error(501, 0);
+    for version in ["0", "9", "18446744073709551615"] {
+        let body = format!(r#"{{"version": {version}}}"#);
+        let said = post("/v1/table/src/describe/", &body).await;
+        assert!(said.error(404, 11).contains(version), "{said:?}");
+    }
+    let version_1 = post("/v1/table/v/describe/", r#"{"version": 1}"#).await;
+    assert_eq!(version_1.body["version"], 1, "{version_1:?}");
+    for field in ["tag", "branch"] {
+        let body = json!({ field: "x" }).to_string();
+        let said = post("/v1/table/src/describe/", &body).await;
+        assert!(said.error(400, 13).starts_with(field), "{said:?}");
+    }
     post("/v1/table/src/describe/", r#"{"version": "x"}"#)
         .await
         .error(400, 13);

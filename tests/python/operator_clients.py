@@ -67,3 +67,18 @@ def test_the_namespace_clients_refresh_reaches_the_view(url, local, names):
     job = lancedb.connect("db://demo", api_key="any", host_override=url).open_job(job_id)
     job.wait()
     assert rows(local, name) == expected([*range(10, 100), 300])
+
+
+def test_the_events_of_a_job_tell_how_it_went(url, local, names):
+    source, name = names
+    local.open_table(source).add([{"id": i, "name": f"n{i}"} for i in range(400, 410)])
+    job = lancedb.connect("db://demo", api_key="any", host_override=url).open_materialized_view(name).refresh_async()
+    job.wait()
+    events = job.events().to_pylist()
+    states = [event["state"] for event in events]
+    assert states[:2] == ["queued", "launched"] and states[-2:] == ["committed", "done"], states
+    claims = [event for event in events if event["state"] == "claim_complete"]
+    assert len(claims) == len(states) - 4 and claims
+    written = next(event for event in events if event["state"] == "committed")["rows_processed"]
+    assert sum(claim["rows_processed"] for claim in claims) == written > 0
+    assert {claim["emitted_by"] for claim in claims} == {"worker"}

@@ -138,3 +138,34 @@ def test_lancedb_reads_why_a_refresh_failed(kubernetes, recorder):
 def test_lancedb_hears_of_a_view_that_is_not_there(recorder):
     with pytest.raises(Exception, match="nope"):
         connect(recorder).open_materialized_view("nope")
+
+
+def test_lancedb_lists_pauses_resumes_and_cancels_jobs(kubernetes, recorder):
+    db = connect(recorder)
+    job = db.open_materialized_view("v").refresh_async()
+    listed = {info.job_id: info for info in db.list_jobs()}
+    assert (listed[job.id].table, listed[job.id].state) == ("v", "running")
+    assert listed[job.id].job_type == db.open_job(job.id).job_type
+    assert db.resume_job(job.id) == "not_paused"
+    assert [db.pause_job(job.id), db.pause_job(job.id)] == ["pausing", "already_paused"]
+    assert kubernetes.refresh(job.id)["spec"]["suspend"] is True
+    assert [db.resume_job(job.id), db.resume_job(job.id)] == ["resumed", "not_paused"]
+    assert db.cancel_job(job.id) is True
+    assert kubernetes.refresh(job.id)["spec"]["cancel"] is True
+    kubernetes.end(job.id, {"phase": "Cancelled", "message": "as it was asked to"})
+    assert job.status() == "cancelled"
+    assert db.cancel_job(job.id) is True, "what has ended may be cancelled again"
+    assert db.cancel_job("nope") is False
+    with pytest.raises(Exception, match="nope"):
+        db.open_job("nope")
+
+
+def test_lancedb_reads_the_events_of_a_job(recorder):
+    job = connect(recorder).open_materialized_view("v").refresh_async()
+    events = job.events()
+    assert events.column("state").to_pylist() == ["queued"]
+    assert {"updated_by", "emitted_from", "emitted_by", "claim_entity", "rows_processed"} <= set(events.column_names)
+    nothing = job.events(limit=500, filter="state = 'claim_complete'")
+    assert (nothing.num_rows, nothing.schema) == (0, events.schema)
+    with pytest.raises(Exception, match="filter is no boolean SQL expression"):
+        job.events(filter="colour = 'red'")

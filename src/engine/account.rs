@@ -1,0 +1,220 @@
+//! What is on record of a refresh, for those who ask how it went: read-only,
+//! and no part of any decision.
+//!
+//! While a refresh runs, its staged claims tell what has been computed. Once
+//! it has committed, its ledger does, as long as that is kept. Its outcome is
+//! recorded by the job's id too, so that it is found by whoever knows no more
+//! than that, in whichever view it is.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use futures::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+
+use super::catalog::Catalog;
+use super::error::{EngineError, Result};
+use super::ledger::{Claim, Ledger};
+use super::outcome::{self, Outcome};
+use super::paths;
+use super::store::{HEADS, Objects};
+
+/// Tables that are asked for a job's record, at a time.
+const AT_A_TIME: usize = 32;
+
+/// Most tables that are asked for a job's record.
+const TABLES: usize = 10_000;
+
+/// Most staged claims that are read; of further ones only their names are told.
+const READ: usize = 1_000;
+
+/// When more files are to be looked at, the folder is listed: a thousand in one
+/// call.
+const MANY: usize = 512;
+
+/// What a job's record says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// UID of the refresh.
+    pub refresh: String,
+    /// What it did.
+    pub outcome: Outcome,
+}
+
+/// A record that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The view's identifier path.
+    pub view: Vec<String>,
+    /// When it was written, which is right after the commit.
+    pub at: SystemTime,
+    /// What it says.
+    pub record: Record,
+}
+
+/// A unit of work that is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// What identifies it among those of its view.
+    pub id: String,
+    /// UID of the refresh that computed it: an earlier one, where this one
+    /// could take its work over. None: not known.
+    pub refresh: Option<String>,
+    /// Rows that it came to. None: not known.
+    pub rows: Option<u64>,
+    /// When, by the store's clock.
+    pub at: SystemTime,
+}
+
+/// How far a refresh has got.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Account {
+    /// What it has computed, or what it committed.
+    pub units: Vec<Unit>,
+    /// When its outcome was recorded, and what that was.
+    pub recorded: Option<(SystemTime, Outcome)>,
+}
+
+/// Records by the job's id what `refresh` did. Where the id has been used
+/// before, the latest counts.
+pub(super) async fn record(
+    objects: &Objects,
+    job: &str,
+    refresh: &str,
+    outcome: &Outcome,
+) -> Result<()> {
+    let record = Record {
+        refresh: refresh.to_string(),
+        outcome: outcome.clone(),
+    };
+    objects
+        .put(&paths::job_outcome(objects.root(), job), &record)
+        .await
+}
+
+/// Looks for the record of `job` in every view of the catalog, which costs a
+/// few requests for each table, of at most 10,000. `Ok(None)`: there is none,
+/// or no longer. Errors: `Unavailable`.
+pub async fn find(catalog: &Catalog, job: &str) -> Result<Option<Found>> {
+    let tables = catalog.tables().await?;
+    let found: Vec<Option<Found>> = futures::stream::iter(tables.into_iter().take(TABLES))
+        .map(|view| async move {
+            match find_in(catalog, &view, job).await {
+                // It was dropped meanwhile, or is no more than a name.
+                Err(EngineError::ViewNotFound { .. } | EngineError::InvalidInput(_)) => Ok(None),
+                found => found,
+            }
+        })
+        .buffer_unordered(AT_A_TIME)
+        .try_collect()
+        .await?;
+    Ok(found.into_iter().flatten().max_by_key(|found| found.at))
+}
+
+async fn find_in(catalog: &Catalog, view: &[String], job: &str) -> Result<Option<Found>> {
+    let objects = catalog
+        .store()
+        .objects(&catalog.locate(view).await?)
+        .await?;
+    let path = paths::job_outcome(objects.root(), job);
+    let Some(record) = objects.get::<Record>(&path).await? else {
+        return Ok(None);
+    };
+    Ok(objects.modified(&path).await?.map(|at| Found {
+        view: view.to_vec(),
+        at,
+        record,
+    }))
+}
+
+/// What `refresh` has done to view `id` so far. A refresh that has not begun
+/// has done nothing, and so has one whose ledger and outcome are no longer
+/// kept. Errors: `ViewNotFound`, `Unavailable`.
+pub async fn of(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Account> {
+    let objects = catalog.store().objects(&catalog.locate(id).await?).await?;
+    let path = paths::outcome(objects.root(), refresh);
+    let recorded = futures::try_join!(
+        outcome::recorded(&objects, refresh),
+        objects.modified(&path)
+    )?;
+    let (Some(outcome), Some(at)) = recorded else {
+        return Ok(Account {
+            units: staged(&objects, refresh).await?,
+            recorded: None,
+        });
+    };
+    Ok(Account {
+        units: committed(&objects, refresh).await?,
+        recorded: Some((at, outcome)),
+    })
+}
+
+/// What is computed and not committed yet.
+async fn staged(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
+    let listed = objects
+        .list(&paths::claims(objects.root(), refresh))
+        .await?;
+    futures::stream::iter(listed.into_iter().enumerate())
+        .map(|(n, listed)| async move {
+            let claim = match n < READ {
+                true => objects.get::<Claim>(&listed.path).await?,
+                false => None,
+            };
+            let name = listed.name.strip_suffix(".json").unwrap_or(&listed.name);
+            Ok(Unit {
+                id: name.to_string(),
+                rows: claim.as_ref().map(|claim| claim.rows),
+                refresh: claim.map(|claim| claim.refresh),
+                at: listed.modified,
+            })
+        })
+        .buffer_unordered(HEADS)
+        .try_collect()
+        .await
+}
+
+/// What the ledger of `refresh` says that it brought in.
+async fn committed(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
+    let mut listed = objects.list(&paths::ledgers(objects.root())).await?;
+    listed.retain(|ledger| ledger.name.contains(refresh));
+    let Some(newest) = listed.pop() else {
+        return Ok(Vec::new());
+    };
+    let Some(ledger) = objects.get::<Ledger>(&newest.path).await? else {
+        return Ok(Vec::new());
+    };
+    let kept = ledger.claims.len().saturating_sub(ledger.added);
+    let claims = &ledger.claims[kept..];
+    let times = times(objects, claims).await?;
+    Ok(claims
+        .iter()
+        .map(|claim| Unit {
+            id: claim.id().to_string(),
+            refresh: Some(claim.refresh.clone()),
+            rows: Some(claim.rows),
+            // What came to no rows has no files.
+            at: claim
+                .files()
+                .filter_map(|file| times.get(file).copied())
+                .max()
+                .unwrap_or(newest.modified),
+        })
+        .collect())
+}
+
+/// When the files of `claims` were written, as far as they are still there.
+async fn times(objects: &Objects, claims: &[Claim]) -> Result<HashMap<String, SystemTime>> {
+    let data = objects.root().clone().join("data");
+    let files: Vec<&str> = claims.iter().flat_map(Claim::files).collect();
+    if files.len() > MANY {
+        let listed = objects.list(&data).await?;
+        return Ok(listed.into_iter().map(|l| (l.name, l.modified)).collect());
+    }
+    let files = files.into_iter().map(|file| {
+        let path = data.clone().join(file);
+        (file.to_string(), path)
+    });
+    let looked = objects.modified_each(files.collect()).await?;
+    let there = looked.into_iter();
+    Ok(there.filter_map(|(file, at)| Some((file, at?))).collect())
+}

@@ -1,0 +1,103 @@
+//! Jobs whose resource is gone: what the refresh left on record with its view.
+//!
+//! Recorded is what brought a view to its source or found it there; what
+//! failed or was cancelled leaves nothing. The record is kept for two weeks
+//! from the end of the refresh. Looking for it costs a few requests for each
+//! table of the catalog, so only a few look at a time.
+
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::told::{self, JOB_TYPE, JobState};
+use super::unknown;
+use crate::engine::account::{self, Found};
+use crate::engine::error::EngineError;
+use crate::engine::outcome;
+use crate::resources::Mode;
+use crate::rest::Api;
+use crate::rest::error::ApiError;
+
+/// Searches at a time.
+const SEARCHES: usize = 4;
+
+/// Lets only a few look for records at a time.
+#[derive(Clone, Debug)]
+pub struct Searches(Arc<Semaphore>);
+
+impl Default for Searches {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(SEARCHES)))
+    }
+}
+
+/// The record of a job whose resource is not there. 404 if there is none.
+pub async fn find(api: &Api, job_id: &str) -> Result<Found, ApiError> {
+    let catalog = api.catalog.get().await?;
+    let search = async {
+        let _turn = api.searches.0.acquire().await;
+        account::find(&catalog, job_id).await
+    };
+    let found: Result<Option<Found>, EngineError> = api.catalog.in_time(search).await?;
+    found?.ok_or_else(|| unknown(job_id))
+}
+
+/// The answer to describe.
+pub fn description(job_id: &str, found: &Found) -> Value {
+    let outcome = &found.record.outcome;
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let mode = match outcome.mode {
+        outcome::Mode::NoOp => Mode::NoOp,
+        outcome::Mode::Incremental => Mode::Incremental,
+        outcome::Mode::Rebuild => Mode::Rebuild,
+    };
+    json!({
+        "job_id": job_id,
+        "job_type": JOB_TYPE,
+        "job_state": JobState::Done.as_str(),
+        "creation_ms": created(job_id).unwrap_or_else(|| ended(found)),
+        "spec": {"id": found.view},
+        "result": told::result(
+            mode,
+            number(outcome.rows_written),
+            number(outcome.source_version),
+            number(outcome.view_version),
+        ),
+    })
+}
+
+/// When a job was asked for, in milliseconds since 1970, as an id that REST
+/// made tells it.
+pub fn created(job_id: &str) -> Option<i64> {
+    let (seconds, nanoseconds) = uuid::Uuid::parse_str(job_id)
+        .ok()?
+        .get_timestamp()?
+        .to_unix();
+    i64::try_from(seconds * 1_000 + u64::from(nanoseconds) / 1_000_000).ok()
+}
+
+fn ended(found: &Found) -> i64 {
+    let since = found.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_rest_made_tells_when() {
+        let before = i64::try_from(
+            std::time::SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_millis(),
+        )
+        .unwrap();
+        let made = created(&uuid::Uuid::now_v7().to_string()).unwrap();
+        assert!((before..before + 60_000).contains(&made));
+        assert_eq!(created("nightly"), None);
+    }
+}
