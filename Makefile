@@ -36,6 +36,11 @@ soak: packages ## The random tests of the engine at full length (hours; RELANCE_
 	RELANCE_HISTORIES=2000 RELANCE_SWEEP=0 RELANCE_KILLS=300 RELANCE_RACES=500 \
 		cargo test --test engine -- --nocapture histories faults kills races
 
+.PHONY: fuzz
+fuzz: packages ## The fuzzers of the REST API at full length (RELANCE_SEED=1 says which requests)
+	@export RELANCE_FUZZ_CASES=$${RELANCE_FUZZ_CASES:-10000} RELANCE_RAW_CASES=$${RELANCE_RAW_CASES:-50000}; \
+		NAME=$(TEST_NAME) tests/run --fuzz
+
 .PHONY: kills
 kills: packages ## A kill schedule over two clusters at full length (an hour; RELANCE_SEED=1 says which)
 	@export RELANCE_KILLS=$${RELANCE_KILLS:-200} RELANCE_KILLS_REFRESHES=$${RELANCE_KILLS_REFRESHES:-300} \

@@ -21,6 +21,7 @@ mod leader;
 mod objects;
 mod operator;
 mod planted;
+mod raw_bytes;
 mod reading;
 mod remote;
 mod rest;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{Space, catalog, kubeconfig, repo};
 
-fn relance() -> Command {
+pub fn relance() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_relance"));
     command
         .env("KUBECONFIG", kubeconfig())
@@ -14,13 +14,13 @@ fn relance() -> Command {
     command
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     socket.local_addr().expect("an address").port()
 }
 
 /// Ends the process if a test fails.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -35,7 +35,7 @@ async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     Some((answer.status().as_u16(), answer.text().await.ok()?))
 }
 
-async fn until_ready(port: u16) {
+pub async fn until_ready(port: u16) {
     for _ in 0..200 {
         if get(port, "/readyz")
             .await
