@@ -204,8 +204,12 @@ async fn callers(world: &World) -> Vec<Caller> {
 
 /// Sends what the operation takes, about something that is there or not.
 async fn ask(server: &Server, operation: &Operation, caller: &Caller, job: Option<&str>) -> Answer {
-    let view = if job.is_some() { "v" } else { "nowhere" };
-    let path = operation.path.replace("{id}", view);
+    // Both forms of a path lead to the same.
+    let (view, slash) = match job {
+        Some(_) => ("v", ""),
+        None => ("nowhere", "/"),
+    };
+    let path = operation.path.replace("{id}", view) + slash;
     let mut body = json!({"job_id": job.unwrap_or("nobody-knows")});
     if let Some((field, secret)) = &caller.identity {
         body["identity"] = json!({*field: secret});

@@ -33,7 +33,7 @@ pub mod token;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use kube::Client;
@@ -158,8 +158,13 @@ impl Access {
 
 /// Lets a request to its handler, if its caller may.
 pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let Some(asks) = routes::operation(&request).and_then(|operation| operation.asks) else {
-        // What anybody may ask, or what is not there for anybody.
+    let asks = match routes::operation(&request) {
+        Some(operation) => operation.asks,
+        // Not for this method, which the router says itself.
+        None if request.extensions().get::<MatchedPath>().is_some() => None,
+        None => return ApiError::NoSuchRoute.into_response(),
+    };
+    let Some(asks) = asks else {
         return next.run(request).await;
     };
     match api.access.admit(asks, request).await {
