@@ -10,6 +10,7 @@ mod controller;
 mod crash;
 mod crowd;
 mod e2e;
+mod examples;
 mod far;
 mod far_faults;
 mod forged;
