@@ -51,6 +51,10 @@ kills: packages ## A kill schedule over two clusters at full length (an hour; RE
 crowd: packages ## 500 clients of the REST API at once for a minute, and what they were promised
 	@RELANCE_CROWD_SECONDS=60 NAME=$(TEST_NAME) tests/run --test it crowd -- --nocapture
 
+.PHONY: example-airflow
+example-airflow: packages ## The example's DAG in a real Airflow, beside an operator (CI runs what its tasks call)
+	@export RELANCE_TEST_AIRFLOW=$$(tests/python/venv airflow.txt); NAME=$(TEST_NAME) tests/run --test it airflow
+
 .PHONY: bench
 bench: packages ## What a refresh costs beside what Kubernetes itself costs
 	@NAME=$(TEST_NAME) tests/run --bench refresh

@@ -4,8 +4,6 @@ import json
 import urllib.error
 import urllib.request
 
-STATES_OF_THE_END = ("DONE", "FAILED", "CANCELLED")
-
 
 class RefreshError(Exception):
     """A refresh did not succeed, or its request will never be taken as it is. It says why."""
@@ -36,7 +34,7 @@ class Relance:
     def result(self, job_id):
         """What a refresh brought about, or None while it goes on. Raises if it did not succeed."""
         job = self._post("/v1/jobs/describe", {"job_id": job_id})
-        if job["job_state"] not in STATES_OF_THE_END:
+        if job["job_state"] == "IN_PROGRESS":
             return None
         if job["job_state"] != "DONE":
             raise RefreshError(f"refresh {job_id} {job['job_state']}: {job['failure']['message']}")

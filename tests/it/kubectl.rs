@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use relance::kubectl::{COMPLETER, PLUGIN, exit};
-use relance::resources::{MaterializedViewRefresh, Phase};
+use relance::resources::{MaterializedViewRefresh, Phase, names};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -267,9 +267,10 @@ async fn asked_by_rest(operator: &Operator) -> MaterializedViewRefresh {
     let name = body["job_id"].as_str().unwrap();
     operator.succeeded(name).await;
     let mut refresh = operator.space.refreshes.get(name).await.unwrap();
-    // Where a request came from is its own.
+    // Where a request came from and whose it was is its own.
     let annotations = refresh.metadata.annotations.as_mut().unwrap();
-    annotations.remove(relance::resources::names::TRACEPARENT);
+    annotations.remove(names::TRACEPARENT);
+    annotations.remove(names::REQUESTED_BY);
     refresh
 }
 
