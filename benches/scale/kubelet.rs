@@ -100,8 +100,10 @@ async fn node(client: &Client, name: &str) {
     patched.expect("a node's status");
 }
 
+/// The time in microseconds, which is all that a Lease takes.
 fn now() -> String {
-    k8s_openapi::jiff::Timestamp::now().to_string()
+    let now = k8s_openapi::jiff::Timestamp::now();
+    now.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
 /// Keeps the nodes alive: the node controller asks for their Leases.
@@ -116,7 +118,10 @@ async fn beat(client: Client, nodes: Vec<String>) {
                 "spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": now()},
             });
             let force = PatchParams::apply("relance-bench").force();
-            let _ = leases.patch(name, &force, &Patch::Apply(lease)).await;
+            let beaten = leases.patch(name, &force, &Patch::Apply(lease)).await;
+            if let Err(error) = beaten {
+                println!("node {name} misses a beat: {error}");
+            }
         }
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
