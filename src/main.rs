@@ -53,7 +53,10 @@ fn relance(cli: Cli) -> ExitCode {
         },
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "relance", &mut script);
+            // The plug-in has a name of its own, which is not what it is called by here.
+            let named = |plugin: clap::Command| plugin.bin_name("relance kubectl");
+            let mut command = Cli::command().mut_subcommand("kubectl", named);
+            clap_complete::generate(shell, &mut command, "relance", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
         Command::Serve(args) => run(async {
