@@ -90,6 +90,8 @@ pub async fn to_the_end(
 ) -> Result<(i32, MaterializedViewRefresh), PluginError> {
     let name = refresh.metadata.name.clone().unwrap_or_default();
     let mut last = refresh.clone();
+    // Before anything is shown: whoever sees it may stop it.
+    let mut stopped = pin!(stopped());
     let mut show = Show::of(refresh);
     let heard = hear(access, refresh);
     let mut heard = pin!(heard);
@@ -99,7 +101,6 @@ pub async fn to_the_end(
             None => pending().await,
         }
     });
-    let mut stopped = pin!(stopped());
     loop {
         show.now(&last);
         if has_ended(&last) {
@@ -168,18 +169,21 @@ fn code(phase: Phase) -> i32 {
 }
 
 /// Until somebody ends this process; the code to end with. A pod's first
-/// process has to ask for signals to get them.
-async fn stopped() -> i32 {
+/// process has to ask for signals to get them; they are asked for at once, not
+/// when it is first waited.
+fn stopped() -> impl Future<Output = i32> {
     let (interrupt, terminate) = (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
     );
-    match (interrupt, terminate) {
-        (Ok(mut interrupt), Ok(mut terminate)) => tokio::select! {
-            _ = interrupt.recv() => exit::INTERRUPTED,
-            _ = terminate.recv() => exit::TERMINATED,
-        },
-        // Then signals end it as they end any program.
-        _ => pending().await,
+    async {
+        match (interrupt, terminate) {
+            (Ok(mut interrupt), Ok(mut terminate)) => tokio::select! {
+                _ = interrupt.recv() => exit::INTERRUPTED,
+                _ = terminate.recv() => exit::TERMINATED,
+            },
+            // Then signals end it as they end any program.
+            _ => pending().await,
+        }
     }
 }
