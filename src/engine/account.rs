@@ -6,7 +6,6 @@
 //! recorded by the job's id too, so that it is found by whoever knows no more
 //! than that, in whichever view it is.
 
-use std::collections::HashMap;
 use std::time::SystemTime;
 
 use futures::{StreamExt, TryStreamExt};
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
-use super::ledger::{Claim, Ledger};
+use super::ledger::{self, Claim, Ledger};
 use super::outcome::{self, Outcome};
 use super::paths;
 use super::store::{HEADS, Objects};
@@ -27,10 +26,6 @@ const TABLES: usize = 10_000;
 
 /// Most staged claims that are read; of further ones only their names are told.
 const READ: usize = 1_000;
-
-/// When more files are to be looked at, the folder is listed: a thousand in one
-/// call.
-const MANY: usize = 512;
 
 /// What a job's record says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -183,9 +178,8 @@ async fn committed(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
     let Some(ledger) = objects.get::<Ledger>(&newest.path).await? else {
         return Ok(Vec::new());
     };
-    let kept = ledger.claims.len().saturating_sub(ledger.added);
-    let claims = &ledger.claims[kept..];
-    let times = times(objects, claims).await?;
+    let claims = ledger.brought();
+    let times = ledger::written(objects, claims).await?;
     Ok(claims
         .iter()
         .map(|claim| Unit {
@@ -200,21 +194,4 @@ async fn committed(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
                 .unwrap_or(newest.modified),
         })
         .collect())
-}
-
-/// When the files of `claims` were written, as far as they are still there.
-async fn times(objects: &Objects, claims: &[Claim]) -> Result<HashMap<String, SystemTime>> {
-    let data = objects.root().clone().join("data");
-    let files: Vec<&str> = claims.iter().flat_map(Claim::files).collect();
-    if files.len() > MANY {
-        let listed = objects.list(&data).await?;
-        return Ok(listed.into_iter().map(|l| (l.name, l.modified)).collect());
-    }
-    let files = files.into_iter().map(|file| {
-        let path = data.clone().join(file);
-        (file.to_string(), path)
-    });
-    let looked = objects.modified_each(files.collect()).await?;
-    let there = looked.into_iter();
-    Ok(there.filter_map(|(file, at)| Some((file, at?))).collect())
 }

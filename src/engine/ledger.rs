@@ -93,6 +93,14 @@ pub struct Ledger {
     pub partials: Vec<Partial>,
 }
 
+impl Ledger {
+    /// The claims that its commit brought in.
+    pub fn brought(&self) -> &[Claim] {
+        let kept = self.claims.len().saturating_sub(self.added);
+        &self.claims[kept..]
+    }
+}
+
 /// The columns of a view that a refresh computes, as its files know them.
 #[derive(Clone, Debug)]
 pub struct Columns {
@@ -269,8 +277,7 @@ impl Ledgers {
                 continue;
             };
             if self.read.is_empty() && self.look && self.settled.is_none() {
-                let kept = ledger.claims.len().saturating_sub(ledger.added);
-                self.gone = absent(&self.objects, &ledger.claims[kept..]).await?;
+                self.gone = absent(&self.objects, ledger.brought()).await?;
                 let age = SystemTime::now().duration_since(listed.modified);
                 if self.gone.is_empty() && age.is_ok_and(|age| age > CLEANUP) {
                     self.settled = Some(listed.name);
@@ -288,22 +295,31 @@ impl Ledgers {
 
 /// The files of `claims` that are not there.
 async fn absent(objects: &Objects, claims: &[Claim]) -> Result<HashSet<String>> {
+    let there = written(objects, claims).await?;
+    let files = claims.iter().flat_map(Claim::files);
+    let gone = files.filter(|file| !there.contains_key(*file));
+    Ok(gone.map(str::to_string).collect())
+}
+
+/// When the files of `claims` were written, of those that are there.
+pub(super) async fn written(
+    objects: &Objects,
+    claims: &[Claim],
+) -> Result<HashMap<String, SystemTime>> {
     let data = objects.root().clone().join("data");
-    let files = claims.iter().flat_map(Claim::files).map(str::to_string);
-    let mut files: HashSet<String> = files.collect();
+    let files: HashSet<&str> = claims.iter().flat_map(Claim::files).collect();
     if files.len() > MANY {
-        for listed in objects.list(&data).await? {
-            files.remove(&listed.name);
-        }
-        return Ok(files);
+        let listed = objects.list(&data).await?.into_iter();
+        let ours = listed.filter(|listed| files.contains(listed.name.as_str()));
+        return Ok(ours.map(|listed| (listed.name, listed.modified)).collect());
     }
     let files = files.into_iter().map(|file| {
-        let path = data.clone().join(file.as_str());
-        (file, path)
+        let path = data.clone().join(file);
+        (file.to_string(), path)
     });
     let looked = objects.modified_each(files.collect()).await?;
-    let gone = looked.into_iter().filter(|(_, at)| at.is_none());
-    Ok(gone.map(|(file, _)| file).collect())
+    let there = looked.into_iter();
+    Ok(there.filter_map(|(file, at)| Some((file, at?))).collect())
 }
 
 /// Deletes all but the newest ledgers.
