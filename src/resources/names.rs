@@ -5,6 +5,12 @@ use sha2::{Digest, Sha256};
 /// The API group of the custom resources.
 pub const GROUP: &str = "relance.dev";
 
+/// The plural name of MaterializedViewRefresh in the API.
+pub const REFRESHES: &str = "materializedviewrefreshes";
+
+/// The plural name of RefreshCluster in the API.
+pub const CLUSTERS: &str = "refreshclusters";
+
 /// Most characters in a refresh's name: the names of its Job and pods are made
 /// from it and must fit 63.
 pub const MAX_REFRESH_NAME: usize = 40;
@@ -103,7 +109,16 @@ pub fn job(refresh: &str, refresh_uid: &str, home: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kube::Resource;
+
     use super::*;
+    use crate::resources::{MaterializedViewRefresh, RefreshCluster};
+
+    #[test]
+    fn the_resources_have_the_plural_names_that_their_definitions_give() {
+        assert_eq!(MaterializedViewRefresh::plural(&()), REFRESHES);
+        assert_eq!(RefreshCluster::plural(&()), CLUSTERS);
+    }
 
     #[test]
     fn the_longest_names_still_fit_what_is_made_from_them() {

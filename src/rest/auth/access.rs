@@ -3,17 +3,14 @@
 //! By LocalSubjectAccessReviews: to ask them a Role of the namespace is enough,
 //! and what they answer is what `kubectl auth can-i --as` answers.
 
-use std::sync::Arc;
-
 use k8s_openapi::api::authorization::v1::{
     LocalSubjectAccessReview, ResourceAttributes, SubjectAccessReviewSpec,
 };
 use kube::Client;
 use kube::api::{Api, PostParams};
-use moka::future::Cache;
 
 use super::User;
-use super::cache::{self, Fingerprint};
+use super::cache::{Answers, Fingerprint};
 use crate::resources::names;
 use crate::rest::error::ApiError;
 use crate::rest::routes::Verb;
@@ -32,14 +29,14 @@ impl Asks {
     /// To have refreshes run through a RefreshCluster.
     pub const USE: Asks = Asks {
         verb: "use",
-        resource: "refreshclusters",
+        resource: names::CLUSTERS,
     };
 
     /// To do that with refreshes.
     pub fn of_refreshes(verb: Verb) -> Self {
         Self {
             verb: verb.as_str(),
-            resource: "materializedviewrefreshes",
+            resource: names::REFRESHES,
         }
     }
 }
@@ -50,7 +47,7 @@ type Question = (Fingerprint, Asks, Option<String>);
 pub struct Reviews {
     reviews: Api<LocalSubjectAccessReview>,
     namespace: String,
-    answers: Cache<Question, bool>,
+    answers: Answers<Question, bool>,
 }
 
 impl std::fmt::Debug for Reviews {
@@ -65,7 +62,7 @@ impl Reviews {
         Self {
             reviews: Api::namespaced(client, namespace),
             namespace: namespace.to_string(),
-            answers: cache::answers(),
+            answers: Answers::default(),
         }
     }
 
@@ -75,9 +72,8 @@ impl Reviews {
         let question = (user.fingerprint(), asks, name.map(str::to_string));
         let allowed = self
             .answers
-            .try_get_with(question, self.review(user, asks, name))
-            .await
-            .map_err(|error: Arc<ApiError>| (*error).clone())?;
+            .get(question, self.review(user, asks, name))
+            .await?;
         if allowed {
             return Ok(());
         }

@@ -18,7 +18,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Client;
 use kube::api::Api;
-use moka::future::Cache;
 use rand::TryRngCore;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -26,7 +25,7 @@ use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use super::User;
-use super::cache::{self, Fingerprint};
+use super::cache::{Answers, Fingerprint};
 use crate::resources::names;
 use crate::rest::error::ApiError;
 use crate::rest::store::in_time;
@@ -63,7 +62,7 @@ struct Entry {
 /// See the module.
 pub struct Keys {
     secrets: Api<Secret>,
-    entries: Cache<(), Arc<Vec<Entry>>>,
+    entries: Answers<(), Arc<Vec<Entry>>>,
     /// The Secret's version that was last reported on.
     reported: Mutex<Option<String>>,
 }
@@ -79,7 +78,7 @@ impl Keys {
     pub fn new(client: Client, namespace: &str) -> Self {
         Self {
             secrets: Api::namespaced(client, namespace),
-            entries: cache::answers(),
+            entries: Answers::default(),
             reported: Mutex::default(),
         }
     }
@@ -89,11 +88,7 @@ impl Keys {
         if key.is_empty() || key.len() > LONGEST {
             return Ok(None);
         }
-        let entries = self
-            .entries
-            .try_get_with((), self.load())
-            .await
-            .map_err(|error: Arc<ApiError>| (*error).clone())?;
+        let entries = self.entries.get((), self.load()).await?;
         Ok(find(&entries, key).cloned())
     }
 

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use kube::Client;
 use kube::api::{Api, PostParams};
-use moka::future::Cache;
 use tokio::sync::Semaphore;
 
 use super::User;
-use super::cache::{self, Fingerprint, Salt};
+use super::cache::{Answers, Fingerprint, Salt};
 use crate::rest::error::ApiError;
 use crate::rest::store::in_time;
 
@@ -28,7 +27,7 @@ pub struct Tokens {
     reviews: Api<TokenReview>,
     audience: String,
     salt: Salt,
-    answers: Cache<Fingerprint, Option<Arc<User>>>,
+    answers: Answers<Fingerprint, Option<Arc<User>>>,
     turns: Semaphore,
 }
 
@@ -45,7 +44,7 @@ impl Tokens {
             reviews: Api::all(client),
             audience,
             salt: Salt::default(),
-            answers: cache::answers(),
+            answers: Answers::default(),
             turns: Semaphore::new(AT_A_TIME),
         }
     }
@@ -63,9 +62,8 @@ impl Tokens {
         }
         let known = self
             .answers
-            .try_get_with(self.salt.hash(token), self.review(token))
-            .await
-            .map_err(|error: Arc<ApiError>| (*error).clone())?;
+            .get(self.salt.hash(token), self.review(token))
+            .await?;
         Ok(known.map(|user| (*user).clone()))
     }
 

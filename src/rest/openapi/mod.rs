@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::error::ApiError;
 use super::routes::{OPERATIONS, Operation};
+use crate::resources::names;
 
 const SPECIFICATION: &str = include_str!("lance-namespace.yaml");
 const OWN: &str = include_str!("relance.yaml");
@@ -124,9 +125,9 @@ fn complete(operation: &mut Value, known: &Operation) {
             ),
         ]);
         operation["security"] = json!([{"BearerAuth": []}, {"ApiKeyAuth": []}]);
-        let mut permissions = vec![format!("{} materializedviewrefreshes", asks.verb.as_str())];
+        let mut permissions = vec![format!("{} {}", asks.verb.as_str(), names::REFRESHES)];
         if asks.uses_cluster {
-            permissions.push("use refreshclusters".to_string());
+            permissions.push(format!("use {}", names::CLUSTERS));
         }
         operation[PERMISSIONS] = json!(permissions);
     } else {
