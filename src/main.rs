@@ -19,7 +19,11 @@ fn main() -> ExitCode {
         return fail("a TLS provider is already installed", exit::INTERNAL);
     }
     match called().as_str() {
-        kubectl::PLUGIN => plugin(&Plugin::parse(), "kubectl relance", LogFormat::Text),
+        kubectl::PLUGIN => {
+            let args = Plugin::parse();
+            telemetry::start_logging(LogFormat::Text, telemetry::ERRORS);
+            plugin(&args, "kubectl relance")
+        }
         kubectl::COMPLETER => complete(),
         _ => relance(Cli::parse()),
     }
@@ -35,9 +39,8 @@ fn called() -> String {
 fn relance(cli: Cli) -> ExitCode {
     let logged = match cli.command {
         Command::Serve(_) | Command::Worker => telemetry::STEPS,
-        Command::Kubectl(plugin_args) => {
-            return plugin(&plugin_args, "relance kubectl", cli.log_format);
-        }
+        // Its own sentences tell what goes wrong.
+        Command::Kubectl(_) => telemetry::ERRORS,
         _ => telemetry::WARNINGS,
     };
     telemetry::start_logging(cli.log_format, logged);
@@ -78,8 +81,7 @@ fn relance(cli: Cli) -> ExitCode {
                 .await
                 .map_err(|error| (error.to_string(), exit::UNAVAILABLE))
         }),
-        // It went its own way above.
-        Command::Kubectl(_) => ExitCode::SUCCESS,
+        Command::Kubectl(args) => plugin(&args, "relance kubectl"),
         Command::Worker => run(async {
             match worker::run().await {
                 exit::OK => Ok(()),
@@ -91,9 +93,7 @@ fn relance(cli: Cli) -> ExitCode {
 }
 
 /// kubectl's plug-in.
-fn plugin(args: &Plugin, said: &str, format: LogFormat) -> ExitCode {
-    // Its own sentences tell what goes wrong.
-    telemetry::start_logging(format, telemetry::ERRORS);
+fn plugin(args: &Plugin, said: &str) -> ExitCode {
     let (sentence, code) = match blocking(kubectl::run(args, said)) {
         Ok(Ok(code)) => (String::new(), code),
         Ok(Err(error)) => (error.to_string(), error.code()),

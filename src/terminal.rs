@@ -17,14 +17,20 @@ pub fn print(text: &str) -> bool {
 /// A progress bar on standard error, counting units of work.
 pub fn bar(of: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template(
+    lay_out(
+        &bar,
         "{spinner} {prefix} [{bar:32}] {pos}/{len} units  {msg}  {elapsed}",
-    ) {
-        bar.set_style(style.progress_chars("=> "));
-    }
+    );
     bar.set_prefix(of.to_string());
     bar.enable_steady_tick(Duration::from_millis(120));
     bar
+}
+
+/// Lays a bar out by an indicatif template.
+pub fn lay_out(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
 }
 
 /// Columns padded to the widest cell, three spaces apart, as kubectl prints them.

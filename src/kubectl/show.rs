@@ -4,9 +4,9 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
-use super::status::{phase, view};
+use super::status::view;
 use crate::resources::MaterializedViewRefresh;
 use crate::terminal;
 
@@ -37,7 +37,7 @@ impl Show {
 
     /// Shows how it stands now.
     pub fn now(&mut self, refresh: &MaterializedViewRefresh) {
-        if phase(refresh).is_terminal() {
+        if refresh.phase().is_terminal() {
             return;
         }
         let status = refresh.status.clone().unwrap_or_default();
@@ -49,7 +49,7 @@ impl Show {
         let progress = status.progress.unwrap_or_default();
         match &self.bar {
             Some(bar) if progress.units_total > 0 => {
-                set(
+                terminal::lay_out(
                     bar,
                     "{spinner} {prefix} [{bar:32}] {pos}/{len} units  {wide_msg}  {elapsed}",
                 );
@@ -58,7 +58,7 @@ impl Show {
                 bar.set_message(format!("{} rows  {state}", progress.rows_written));
             }
             Some(bar) => {
-                set(bar, "{spinner} {prefix}  {wide_msg}  {elapsed}");
+                terminal::lay_out(bar, "{spinner} {prefix}  {wide_msg}  {elapsed}");
                 bar.set_message(state);
             }
             None => {
@@ -95,7 +95,7 @@ impl Show {
         let name = refresh.metadata.name.as_deref().unwrap_or_default();
         let message = refresh.status.as_ref().and_then(|s| s.message.clone());
         let message = message.map(|m| format!(": {m}")).unwrap_or_default();
-        self.leave(&format!("refresh {name} {:?}{message}", phase(refresh)));
+        self.leave(&format!("refresh {name} {:?}{message}", refresh.phase()));
     }
 
     /// Takes the bar away and says a last sentence.
@@ -106,12 +106,6 @@ impl Show {
         if !sentence.is_empty() {
             line(sentence);
         }
-    }
-}
-
-fn set(bar: &ProgressBar, template: &str) {
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
     }
 }
 
