@@ -7,6 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::outcome;
+use crate::resources::Mode;
+
 /// Environment variable of a worker pod that holds its [`Task`] as JSON.
 pub const TASK_ENV: &str = "RELANCE_TASK";
 
@@ -89,7 +92,7 @@ pub const PROGRESS: &str = "progress";
 #[serde(rename_all = "camelCase", tag = "ending")]
 pub enum Ending {
     /// The view is right.
-    Done(crate::engine::outcome::Outcome),
+    Done(outcome::Outcome),
     /// It is not, and this is why.
     Failed {
         /// A stable reason in CamelCase.
@@ -99,6 +102,16 @@ pub enum Ending {
         /// Whether another attempt can succeed without anyone changing anything.
         retryable: bool,
     },
+}
+
+impl From<outcome::Mode> for Mode {
+    fn from(mode: outcome::Mode) -> Self {
+        match mode {
+            outcome::Mode::NoOp => Mode::NoOp,
+            outcome::Mode::Incremental => Mode::Incremental,
+            outcome::Mode::Rebuild => Mode::Rebuild,
+        }
+    }
 }
 
 /// Exit codes of `relance worker` and `relance refresh`, after sysexits.h where it has one.

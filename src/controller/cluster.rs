@@ -160,7 +160,7 @@ pub fn count(refreshes: &Store<MaterializedViewRefresh>, cluster: &str) -> (i32,
         if refresh.spec.cluster != cluster {
             continue;
         }
-        match refresh.status.as_ref().map_or(Phase::Queued, |s| s.phase) {
+        match refresh.phase() {
             Phase::Running => active += 1,
             Phase::Queued => queued += 1,
             _ => {}

@@ -21,7 +21,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::context::Context;
 use super::reconcile;
-use crate::resources::{MaterializedViewRefresh, Phase};
+use crate::resources::MaterializedViewRefresh;
 
 /// Looks at a time: many may be due at once when an operator starts.
 const AT_ONCE: usize = 8;
@@ -100,8 +100,7 @@ async fn look(ctx: &Arc<Context>, name: &str) -> Option<Duration> {
         }
     };
     ctx.went_on(name);
-    let phase = found.status.as_ref().map_or(Phase::Queued, |s| s.phase);
-    if !phase.is_terminal() {
+    if !found.phase().is_terminal() {
         return None;
     }
     let refresh = Arc::new(found);
@@ -169,7 +168,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     use super::*;
-    use crate::resources::{MaterializedViewRefreshSpec, MaterializedViewRefreshStatus};
+    use crate::resources::{MaterializedViewRefreshSpec, MaterializedViewRefreshStatus, Phase};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).expect("a time")

@@ -7,7 +7,6 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ListParams;
-use kube::runtime::reflector::ObjectRef;
 use sha2::{Digest, Sha256};
 
 use super::context::Context;
@@ -241,8 +240,7 @@ pub fn out_of_sight(target: &Target, error: TargetError) -> Result<JobSeen, kube
 pub fn cached_job(ctx: &Context, refresh: &MaterializedViewRefresh) -> Option<JobSeen> {
     let home = ctx.targets.home();
     let name = job::name(refresh, &ctx.home);
-    let key = ObjectRef::new(&name).within(&home.namespace);
-    let found = home.known_jobs.get(&key)?;
+    let found = home.known_job(&name)?;
     job::is_of(&found, refresh).then(|| JobSeen::Ours(state::of(&found, [])))
 }
 

@@ -127,9 +127,7 @@ impl ControllerMetrics {
 
     /// Notes a step: the refresh as it was `before`, and as it was written.
     pub fn stepped(&self, before: &MaterializedViewRefresh, after: &MaterializedViewRefresh) {
-        let phase =
-            |r: &MaterializedViewRefresh| r.status.as_ref().map_or(Phase::Queued, |s| s.phase);
-        let (was, is) = (phase(before), phase(after));
+        let (was, is) = (before.phase(), after.phase());
         let Some(status) = after.status.as_ref() else {
             return;
         };
@@ -214,7 +212,7 @@ impl Collector for Census {
         };
         let mut counts: BTreeMap<At, i64> = BTreeMap::new();
         for refresh in refreshes.state() {
-            let phase = refresh.status.as_ref().map_or(Phase::Queued, |s| s.phase);
+            let phase = refresh.phase();
             let at = At {
                 phase: format!("{phase:?}"),
                 cluster: refresh.spec.cluster.clone(),

@@ -223,10 +223,7 @@ impl Observed {
     }
 
     pub(super) fn phase(&self) -> Phase {
-        self.refresh
-            .status
-            .as_ref()
-            .map_or(Phase::Queued, |s| s.phase)
+        self.refresh.phase()
     }
 
     /// Whether a Job may ever have been created for it.

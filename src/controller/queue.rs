@@ -47,8 +47,7 @@ impl Place {
     }
 
     fn at(refresh: &MaterializedViewRefresh, uri: String) -> Option<Place> {
-        let phase = refresh.status.as_ref().map_or(Phase::Queued, |s| s.phase);
-        let running = match phase {
+        let running = match refresh.phase() {
             Phase::Running => true,
             Phase::Queued => false,
             _ => return None,

@@ -121,7 +121,7 @@ impl<'a> Pass<'a> {
     ) -> Result<Pass<'a>, PassError> {
         let mut refresh = refresh.clone();
         let status = refresh.status.as_ref();
-        let phase = status.map_or(Phase::Queued, |s| s.phase);
+        let phase = refresh.phase();
         let intent = status.and_then(|s| s.job.as_ref());
         if phase == Phase::Running
             && intent.is_some_and(|job| job.uid.is_none())
@@ -212,8 +212,7 @@ impl<'a> Pass<'a> {
     }
 
     fn phase(&self) -> Phase {
-        let status = self.seen.refresh.status.as_ref();
-        status.map_or(Phase::Queued, |status| status.phase)
+        self.seen.refresh.phase()
     }
 
     async fn look(&mut self, ctx: &'a Context, what: Look) -> Result<(), PassError> {

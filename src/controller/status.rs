@@ -10,7 +10,9 @@ use super::refresh::{JobState, Observed, ProgressSeen};
 use crate::engine::freshness::Current;
 use crate::engine::outcome::{self, Outcome};
 use crate::resources::reasons::{self, condition};
-use crate::resources::{JobRef, MaterializedViewRefreshStatus as Status, Mode, Phase, Progress};
+use crate::resources::{
+    JobRef, MaterializedViewRefreshStatus as Status, Mode, Phase, Progress, count,
+};
 
 /// The status as it is, speaking of the resource's present generation.
 pub fn observed(seen: &Observed) -> Status {
@@ -144,11 +146,7 @@ pub fn succeeded(seen: &Observed, outcome: &Outcome) -> Status {
 }
 
 fn finished(seen: &Observed, outcome: &Outcome, reason: &str) -> Status {
-    let mode = match outcome.mode {
-        outcome::Mode::NoOp => Mode::NoOp,
-        outcome::Mode::Incremental => Mode::Incremental,
-        outcome::Mode::Rebuild => Mode::Rebuild,
-    };
+    let mode = Mode::from(outcome.mode);
     let how = match mode {
         Mode::NoOp => "nothing had to be written".to_string(),
         Mode::Incremental => format!("{} rows written incrementally", outcome.rows_written),
@@ -161,14 +159,14 @@ fn finished(seen: &Observed, outcome: &Outcome, reason: &str) -> Status {
     let mut status = said(seen, &message);
     status.phase = Phase::Succeeded;
     status.mode = Some(mode);
-    status.source_version = Some(number(outcome.source_version));
-    status.view_version = Some(number(outcome.view_version));
-    status.unindexed_rows = outcome.unindexed_rows.map(number);
+    status.source_version = Some(count(outcome.source_version));
+    status.view_version = Some(count(outcome.view_version));
+    status.unindexed_rows = outcome.unindexed_rows.map(count);
     status.progress = Some(Progress {
-        units_done: number(outcome.units_total),
-        units_total: number(outcome.units_total),
-        rows_written: number(outcome.rows_written),
-        bytes_written: number(outcome.bytes_written),
+        units_done: count(outcome.units_total),
+        units_total: count(outcome.units_total),
+        rows_written: count(outcome.rows_written),
+        bytes_written: count(outcome.bytes_written),
         summary: format!("{0}/{0}", outcome.units_total),
     });
     ended(seen, &mut status, condition::COMPLETE, reason);
@@ -269,8 +267,4 @@ fn job_ref(seen: &Observed, uid: Option<String>) -> JobRef {
         cluster: seen.refresh.spec.cluster.clone(),
         uid,
     }
-}
-
-fn number(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -6,9 +6,9 @@ use serde_json::json;
 use super::access::Access;
 use super::args::Named;
 use super::error::PluginError;
+use super::exit;
 use super::follow::has_ended;
 use super::show::line;
-use super::{exit, status};
 use crate::resources::{MaterializedViewRefresh, Phase, names};
 
 /// What is changed, and how it is told.
@@ -70,7 +70,7 @@ pub async fn change(access: &Access, args: &Named, change: Change) -> Result<i32
 
 fn ended(refresh: &MaterializedViewRefresh, change: &Change) -> Result<i32, PluginError> {
     let name = refresh.metadata.name.clone().unwrap_or_default();
-    let phase = status::phase(refresh);
+    let phase = refresh.phase();
     // To cancel twice is as good as once.
     if change.act == CANCEL.act && phase == Phase::Cancelled {
         line(&format!("refresh {name} is Cancelled already"));

@@ -190,7 +190,7 @@ async fn names(reach: &Reach, act: &str) -> Candidates {
         .map(|refresh| {
             let name = refresh.metadata.name.clone().unwrap_or_default();
             let view = status::view(refresh);
-            (name, format!("{view} {:?}", status::phase(refresh)))
+            (name, format!("{view} {:?}", refresh.phase()))
         })
         .collect()
 }

@@ -78,7 +78,7 @@ pub fn hear(
 
 /// Whether no further transition can follow.
 pub fn has_ended(refresh: &MaterializedViewRefresh) -> bool {
-    status::phase(refresh).is_terminal()
+    refresh.phase().is_terminal()
 }
 
 /// Waits for the end of `refresh` and shows how far it is; the code to end
@@ -105,7 +105,7 @@ pub async fn to_the_end(
         show.now(&last);
         if has_ended(&last) {
             show.ended(&last);
-            return Ok((code(status::phase(&last)), last));
+            return Ok((code(last.phase()), last));
         }
         let heard = tokio::select! {
             // What is known of an end goes before the end of patience.
@@ -116,7 +116,7 @@ pub async fn to_the_end(
                 return Ok((code, last));
             }
             () = &mut late => {
-                let phase = status::phase(&last);
+                let phase = last.phase();
                 show.leave(&format!("refresh {name} is still {phase:?} and goes on: {}", ways(access, &name)));
                 return Ok((exit::TIMED_OUT, last));
             }

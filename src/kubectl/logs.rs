@@ -23,8 +23,8 @@ use tokio::sync::mpsc;
 use super::access::Access;
 use super::args::LogsArgs;
 use super::error::PluginError;
+use super::exit;
 use super::follow::{Heard, cause, has_ended, hear};
-use super::{exit, status};
 use crate::resources::{MaterializedViewRefresh, names};
 use crate::terminal;
 
@@ -205,7 +205,7 @@ fn none(access: &Access, refresh: &MaterializedViewRefresh) -> PluginError {
     PluginError::NoLogs(match has_ended(refresh) {
         true => format!(
             "no pod of refresh '{name}' is left: it ended {:?} without one, or they were cleaned up ({message})",
-            status::phase(refresh)
+            refresh.phase()
         ),
         false => format!(
             "no pod of refresh '{name}' has said anything yet ({message}); `{} -f` waits for them",

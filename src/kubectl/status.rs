@@ -44,7 +44,7 @@ pub async fn status(access: &Access, args: &StatusArgs) -> Result<i32, PluginErr
 fn newest(all: Vec<MaterializedViewRefresh>, limit: usize) -> Vec<MaterializedViewRefresh> {
     let (mut ended, mut active): (Vec<_>, Vec<_>) = all
         .into_iter()
-        .partition(|refresh| phase(refresh).is_terminal());
+        .partition(|refresh| refresh.phase().is_terminal());
     let created = |refresh: &MaterializedViewRefresh| {
         refresh.meta().creation_timestamp.as_ref().map(|at| at.0)
     };
@@ -89,15 +89,14 @@ fn table(listed: &[MaterializedViewRefresh], args: &StatusArgs, access: &Access)
             rows,
             since(created, now),
             // What went well needs no words.
-            message_unless(status.phase == Phase::Succeeded, message),
+            match status.phase {
+                Phase::Succeeded => String::new(),
+                _ => message,
+            },
         ]
         .map(or_dash)
     }));
     terminal::aligned(&rows)
-}
-
-fn message_unless(well: bool, message: String) -> String {
-    if well { String::new() } else { message }
 }
 
 fn or_dash(cell: String) -> String {
@@ -221,15 +220,6 @@ fn print(text: &str) -> Result<(), PluginError> {
         true => Ok(()),
         false => Err(PluginError::Closed),
     }
-}
-
-/// Where a refresh is in its life.
-pub fn phase(refresh: &MaterializedViewRefresh) -> Phase {
-    refresh
-        .status
-        .as_ref()
-        .map(|status| status.phase)
-        .unwrap_or_default()
 }
 
 /// A view's path in one word.

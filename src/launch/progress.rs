@@ -13,7 +13,7 @@ use kube::Api;
 use kube::api::LogParams;
 
 use crate::protocol::{PROGRESS, ProgressLine};
-use crate::resources::{Progress, names};
+use crate::resources::{Progress, count, names};
 
 /// Lines and bytes of a log that one sample reads at most.
 const TAIL_LINES: i64 = 20;
@@ -85,12 +85,11 @@ fn last(log: &str) -> Option<Progress> {
         let line: ProgressLine = serde_json::from_str(line).ok()?;
         (line.relance == PROGRESS).then_some(line)
     })?;
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     Some(Progress {
-        units_done: number(line.units_done),
-        units_total: number(line.units_total),
-        rows_written: number(line.rows_written),
-        bytes_written: number(line.bytes_written),
+        units_done: count(line.units_done),
+        units_total: count(line.units_total),
+        rows_written: count(line.rows_written),
+        bytes_written: count(line.bytes_written),
         summary: format!("{}/{}", line.units_done, line.units_total),
     })
 }

@@ -19,4 +19,4 @@ pub use cluster::{
     RefreshClusterStatus,
 };
 pub use refresh::{MaterializedViewRefresh, MaterializedViewRefreshSpec, SecretRef};
-pub use status::{JobRef, MaterializedViewRefreshStatus, Mode, Phase, Progress};
+pub use status::{JobRef, MaterializedViewRefreshStatus, Mode, Phase, Progress, count};

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::names::{MAX_REFRESH_NAME, RESTORE_STATUS};
-use super::status::MaterializedViewRefreshStatus;
+use super::status::{MaterializedViewRefreshStatus, Phase};
 
 /// The spec's fields that may change; a test holds that each other field is in [`IMMUTABLE`].
 pub const MUTABLE: [&str; 4] = ["suspend", "cancel", "priority", "ttlSecondsAfterFinished"];
@@ -168,6 +168,11 @@ impl MaterializedViewRefresh {
         let annotations = refresh.metadata.annotations.get_or_insert_default();
         annotations.insert(annotation.to_string(), value.to_string());
         refresh
+    }
+
+    /// Where it is in its life; `Queued` until a controller has seen it.
+    pub fn phase(&self) -> Phase {
+        self.status.as_ref().map_or(Phase::Queued, |s| s.phase)
     }
 }
 

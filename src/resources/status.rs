@@ -59,6 +59,11 @@ pub enum Mode {
     Rebuild,
 }
 
+/// A count as Kubernetes' int64 holds it.
+pub fn count(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
 /// How far the work is.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

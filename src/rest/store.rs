@@ -208,10 +208,7 @@ impl Store {
                 "the refresh of this Idempotency-Key is being deleted; try again".into(),
             ));
         }
-        let ended = found
-            .status
-            .as_ref()
-            .is_some_and(|status| status.phase.is_terminal());
+        let ended = found.phase().is_terminal();
         match manifest {
             Some(manifest) if !ended => self.create_manifest(found, manifest).await,
             _ => Ok(()),

@@ -139,10 +139,6 @@ impl Model {
     }
 }
 
-fn phase(refresh: &MaterializedViewRefresh) -> Phase {
-    refresh.status.as_ref().map_or(Phase::Queued, |s| s.phase)
-}
-
 fn play(operators: usize, history: &[u32]) {
     let mut model = Model::new(operators);
     for dice in history {

@@ -218,7 +218,7 @@ impl Model {
             .stored
             .iter()
             .enumerate()
-            .filter(|(_, s)| phase(&s.refresh) == Phase::Running && !s.gone);
+            .filter(|(_, s)| s.refresh.phase() == Phase::Running && !s.gone);
         let mut others: Vec<Place> = running
             .filter_map(|(of, s)| place(&s.refresh, of))
             .collect();
@@ -226,7 +226,7 @@ impl Model {
         others.extend(
             cached
                 .filter(|(of, _)| !self.stored[**of].gone)
-                .filter(|(_, (r, _))| r.status.is_some() && phase(r) == Phase::Queued)
+                .filter(|(_, (r, _))| r.status.is_some() && r.phase() == Phase::Queued)
                 .filter_map(|(of, (refresh, _))| place(refresh, *of)),
         );
         let Some(mut me) = place(&self.stored[of].refresh, of) else {
@@ -261,7 +261,7 @@ impl Model {
         if stored.version != pass.version || stored.gone {
             return false;
         }
-        let (before, after) = (phase(&stored.refresh), write.status.phase);
+        let (before, after) = (stored.refresh.phase(), write.status.phase);
         assert!(
             !before.is_terminal() || before == after,
             "{before:?} is final, and {after:?} was written over it"
@@ -308,7 +308,7 @@ impl Model {
     pub(super) fn one_running_per_view(&self) {
         let mut views = BTreeSet::new();
         for (of, stored) in self.stored.iter().enumerate() {
-            if phase(&stored.refresh) == Phase::Running && !stored.gone {
+            if stored.refresh.phase() == Phase::Running && !stored.gone {
                 assert!(views.insert(self.uri(of)), "two refreshes of one view run");
             }
         }
@@ -331,7 +331,7 @@ impl Model {
             pass.seen.saw_job(Some(self.job(of, held)));
             return;
         }
-        let stored = phase(&self.stored[of].refresh);
+        let stored = self.stored[of].refresh.phase();
         if self.operators.len() == 1 {
             assert_eq!(stored, Phase::Running, "launched without an intent");
             assert!(

@@ -182,7 +182,7 @@ impl Model {
             if stored.gone {
                 continue;
             }
-            let phase = phase(&stored.refresh);
+            let phase = stored.refresh.phase();
             assert!(
                 phase.is_terminal(),
                 "r{of} is {phase:?} for ever: {:?}",

@@ -31,7 +31,7 @@ use crate::engine::account::{self, Account, Found};
 use crate::engine::error::EngineError;
 use crate::engine::outcome::Mode;
 use crate::resources::reasons::condition;
-use crate::resources::{MaterializedViewRefresh, names};
+use crate::resources::{MaterializedViewRefresh, count, names};
 use crate::rest::Api;
 use crate::rest::body::JsonBody;
 use crate::rest::error::ApiError;
@@ -191,7 +191,6 @@ fn of_account(account: &Account, uid: &str, job: Option<&str>) -> Vec<Event> {
         emitted_by: Some(WORKER.to_string()),
         ..Default::default()
     };
-    let count = |rows: u64| i64::try_from(rows).unwrap_or(i64::MAX);
     let units = account.units.iter().map(|unit| Event {
         updated_by: unit.refresh.clone(),
         claim_entity: Some(unit.id.clone()),

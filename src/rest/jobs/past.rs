@@ -15,8 +15,7 @@ use super::told::{self, JOB_TYPE, JobState};
 use super::unknown;
 use crate::engine::account::{self, Found};
 use crate::engine::error::EngineError;
-use crate::engine::outcome;
-use crate::resources::Mode;
+use crate::resources::count;
 use crate::rest::Api;
 use crate::rest::error::ApiError;
 
@@ -47,12 +46,6 @@ pub async fn find(api: &Api, job_id: &str) -> Result<Found, ApiError> {
 /// The answer to describe.
 pub fn description(job_id: &str, found: &Found) -> Value {
     let outcome = &found.record.outcome;
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    let mode = match outcome.mode {
-        outcome::Mode::NoOp => Mode::NoOp,
-        outcome::Mode::Incremental => Mode::Incremental,
-        outcome::Mode::Rebuild => Mode::Rebuild,
-    };
     json!({
         "job_id": job_id,
         "job_type": JOB_TYPE,
@@ -60,10 +53,10 @@ pub fn description(job_id: &str, found: &Found) -> Value {
         "creation_ms": created(job_id).unwrap_or_else(|| ended(found)),
         "spec": {"id": found.view},
         "result": told::result(
-            mode,
-            number(outcome.rows_written),
-            number(outcome.source_version),
-            number(outcome.view_version),
+            outcome.mode.into(),
+            count(outcome.rows_written),
+            count(outcome.source_version),
+            count(outcome.view_version),
         ),
     })
 }

@@ -48,16 +48,9 @@ async fn steer(
     Ok(Json(change(job_id, None)?.1))
 }
 
-fn phase(refresh: &MaterializedViewRefresh) -> Phase {
-    refresh
-        .status
-        .as_ref()
-        .map_or(Phase::Queued, |status| status.phase)
-}
-
 /// The refresh, unless it has ended.
 fn active(refresh: Option<&MaterializedViewRefresh>) -> Option<&MaterializedViewRefresh> {
-    refresh.filter(|refresh| !phase(refresh).is_terminal())
+    refresh.filter(|refresh| !refresh.phase().is_terminal())
 }
 
 fn cancelled(job_id: &str, refresh: Option<&MaterializedViewRefresh>) -> Result<Change, ApiError> {
@@ -78,7 +71,7 @@ fn paused(job_id: &str, refresh: Option<&MaterializedViewRefresh>) -> Result<Cha
     // A commit that is under way may land before its pods are stopped; the
     // refresh has then succeeded.
     let progress = refresh.status.as_ref().and_then(|s| s.progress.as_ref());
-    let committing = phase(refresh) == Phase::Running
+    let committing = refresh.phase() == Phase::Running
         && progress.is_some_and(|p| p.units_total > 0 && p.units_done >= p.units_total);
     let answer = json!({"job_id": job_id, "paused": !held, "committing": !held && committing});
     Ok(((!held).then(|| json!({"suspend": true})), answer))
@@ -90,7 +83,7 @@ fn resumed(job_id: &str, refresh: Option<&MaterializedViewRefresh>) -> Result<Ch
         "job_id": job_id,
         "resumed": held.is_some(),
         // Its pods are still being stopped; new ones follow them.
-        "still_pausing": held.is_some_and(|refresh| phase(refresh) == Phase::Running),
+        "still_pausing": held.is_some_and(|refresh| refresh.phase() == Phase::Running),
     });
     Ok((held.map(|_| json!({"suspend": false})), answer))
 }
