@@ -194,13 +194,7 @@ async fn a_job_is_paused_resumed_and_cancelled_by_its_spec() {
     let steer = async |operation: &str| {
         let told = ask(&world.server, operation, json!({ "job_id": job_id })).await;
         assert_eq!(told.status, 200, "{told:?}");
-        let spec = world
-            .space
-            .refreshes
-            .get(&job_id)
-            .await
-            .expect("there")
-            .spec;
+        let spec = world.spec(&job_id).await;
         (told.body, spec.suspend, spec.cancel)
     };
     let said = |fields: Value| {
@@ -264,13 +258,7 @@ async fn two_who_pause_and_cancel_at_once_are_both_heard() {
             ask(&replica, "cancel", body)
         );
         assert_eq!((paused.status, cancelled.status), (200, 200));
-        let spec = world
-            .space
-            .refreshes
-            .get(&job_id)
-            .await
-            .expect("there")
-            .spec;
+        let spec = world.spec(&job_id).await;
         assert!(spec.suspend && spec.cancel);
     }
 }

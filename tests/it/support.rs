@@ -19,7 +19,10 @@ use lancedb::materialized_view::{
     prepare_definition,
 };
 use relance::catalog::SharedCatalog;
-use relance::resources::{MaterializedViewRefresh, RefreshCluster, RefreshClusterSpec, schema};
+use relance::resources::{
+    MaterializedViewRefresh, MaterializedViewRefreshSpec, RefreshCluster, RefreshClusterSpec,
+    schema,
+};
 use relance::rest::auth::Access;
 use relance::telemetry::Metrics;
 use relance::{listener, rest};
@@ -346,6 +349,12 @@ impl World {
         self.server
             .post("/v1/materialized_view/v/refresh", body.to_string())
             .await
+    }
+
+    /// What is asked of a refresh that is there.
+    pub async fn spec(&self, job_id: &str) -> MaterializedViewRefreshSpec {
+        let found = self.space.refreshes.get(job_id).await;
+        found.expect("there").spec
     }
 
     /// Writes the status of a refresh, as the controller would.
