@@ -15,6 +15,7 @@ use tracing::Instrument;
 use super::Api;
 use super::auth::Access;
 use super::auth::audit::{Answered, Note};
+use super::routes;
 use crate::listener::Peer;
 use crate::telemetry::{self, Metrics, trace};
 
@@ -78,6 +79,7 @@ pub(super) async fn observe(
         .map_or("none", MatchedPath::as_str)
         .trim_end_matches('/')
         .to_string();
+    let operation = routes::operation(&request).map_or("", |operation| operation.id);
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     let note = Note::default();
     request.extensions_mut().insert(note.clone());
@@ -114,6 +116,7 @@ pub(super) async fn observe(
         .get_or_create(&Labels { route, status })
         .inc();
     Answered {
+        operation,
         method: &method,
         path: &path,
         peer,

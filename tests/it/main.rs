@@ -2,6 +2,7 @@
 //! that may do everything; `tests/cluster/cluster up` and `cluster env` give one.
 
 mod agreement;
+mod audit;
 mod auth;
 mod bounds;
 mod callers;

@@ -30,6 +30,8 @@ impl Note {
 pub struct Answered<'a> {
     /// Its method.
     pub method: &'a Method,
+    /// What it asked for, by its id in the OpenAPI document; empty if nothing is there.
+    pub operation: &'static str,
     /// Its path, as it was sent, without the query.
     pub path: &'a str,
     /// Where it came from.
@@ -63,6 +65,7 @@ impl Answered<'_> {
         let peer = self.peer.map(|peer| peer.ip().to_string());
         tracing::info!(
             target: TARGET,
+            operation = self.operation,
             method = self.method.as_str(),
             path = self.path,
             user,
