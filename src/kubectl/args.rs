@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::exit;
+use crate::resources::names;
 
 /// Refreshes Lance materialized views on a Kubernetes cluster that runs relance.
 #[derive(Clone, Debug, Parser)]
@@ -59,6 +60,8 @@ pub enum Act {
     Suspend(Named),
     /// Let a refresh that was suspended go on.
     Resume(Named),
+    /// Once no operator runs any more: stop the Jobs of refreshes in other clusters, and let go of the refreshes, so that they and their namespace can be deleted. They go on if relance is installed again.
+    Release(ReleaseArgs),
     /// Print a completion script for the command `kubectl-relance`. That of `kubectl relance` is kubectl's own: link this program as `kubectl_complete-relance` on the PATH.
     Completion {
         /// The shell.
@@ -187,6 +190,17 @@ pub struct Named {
     pub name: String,
 }
 
+/// `release`.
+#[derive(Clone, Debug, Args)]
+pub struct ReleaseArgs {
+    /// How long to wait until the operator has ended.
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1m")]
+    pub timeout: Duration,
+    /// The Lease by which the operator acts.
+    #[arg(long, value_name = "NAME", default_value = names::CONTROLLER_LEASE)]
+    pub lease: String,
+}
+
 /// How an object is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -201,7 +215,7 @@ pub enum Output {
 /// A refresh's name, or `mvr/NAME` as kubectl prints it.
 fn name(text: &str) -> Result<String, String> {
     let name = text.rsplit_once('/').map_or(text, |(_, name)| name);
-    match crate::resources::names::is_refresh_name(name) {
+    match names::is_refresh_name(name) {
         true => Ok(name.to_string()),
         false => Err("no refresh can be called so; `status` lists their names".to_string()),
     }

@@ -39,6 +39,16 @@ pub enum PluginError {
         /// What was to be done.
         act: &'static str,
     },
+    /// An operator is there, which lets go itself when it is time.
+    #[error(
+        "an operator acts by Lease '{lease}' ({holder}): delete or cancel refreshes and it lets go of them itself, or take it away first"
+    )]
+    Acting {
+        /// The Lease.
+        lease: String,
+        /// Who holds it.
+        holder: String,
+    },
     /// The API server refuses what was asked.
     #[error("the Kubernetes API refuses it: {0}")]
     Refused(String),
@@ -70,7 +80,7 @@ impl PluginError {
             Self::Usage(_) | Self::Kubeconfig(_) | Self::Refused(_) => exit::USAGE,
             Self::NotFound { .. } | Self::Deleted(_) | Self::NoLogs(_) => exit::NOT_FOUND,
             Self::Forbidden(_) => exit::FORBIDDEN,
-            Self::Ended { .. } => exit::FAILED,
+            Self::Ended { .. } | Self::Acting { .. } => exit::FAILED,
             Self::NotInstalled | Self::Unavailable { .. } => exit::UNAVAILABLE,
             Self::Closed => exit::OK,
         }

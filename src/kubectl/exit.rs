@@ -2,7 +2,7 @@
 
 /// What was asked for is done; where a refresh was waited for, it Succeeded.
 pub const OK: i32 = 0;
-/// The refresh Failed, or had ended before it could be changed.
+/// The refresh Failed, or had ended before it could be changed; or an operator acts that must not.
 pub const FAILED: i32 = 1;
 /// The command line or a value in it was wrong.
 pub const USAGE: i32 = 2;

@@ -17,6 +17,7 @@ mod error;
 pub mod exit;
 mod follow;
 mod logs;
+mod release;
 mod show;
 mod status;
 
@@ -52,6 +53,7 @@ async fn act(plugin: &Plugin, said: &str) -> Result<i32, PluginError> {
         Act::Cancel(args) => change::change(&access, args, change::CANCEL).await,
         Act::Suspend(args) => change::change(&access, args, change::SUSPEND).await,
         Act::Resume(args) => change::change(&access, args, change::RESUME).await,
+        Act::Release(args) => release::release(&access, args).await,
         Act::Completion { .. } => Ok(exit::OK),
     }
 }

@@ -254,6 +254,7 @@ async fn a_refresh_is_asked_for_and_waited_for_and_its_end_is_an_exit_code() {
         assert!(said.contains(sentence), "{arguments:?}: {said}");
     }
 
+    on_a_terminal_it_draws(&plugin);
     as_kubectl_calls_it(&plugin);
     who_may_not_or_cannot_is_told_so(&plugin);
 }
@@ -272,6 +273,27 @@ async fn asked_by_rest(operator: &Operator) -> MaterializedViewRefresh {
     annotations.remove(names::TRACEPARENT);
     annotations.remove(names::REQUESTED_BY);
     refresh
+}
+
+/// A bar that is drawn over and over, and gone at the end; the code is the same.
+fn on_a_terminal_it_draws(plugin: &Plugin) {
+    let program = plugin.folder.path().join(PLUGIN);
+    let line = format!(
+        "{} refresh v --full --wait -n {}",
+        program.display(),
+        plugin.namespace
+    );
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .env("KUBECONFIG", &plugin.kubeconfig)
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output();
+    let drawn = said(output.unwrap()).out(exit::OK);
+    assert!(drawn.matches("\u{1b}[2K").count() > 2, "{drawn:?}");
+    assert!(drawn.contains("Running: "), "{drawn:?}");
+    let end = drawn.trim_end().lines().last().unwrap();
+    assert!(end.contains(" Succeeded: The view equals"), "{drawn:?}");
 }
 
 /// kubectl finds the plug-in, hands its exit code on, and asks it for completions.

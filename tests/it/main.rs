@@ -36,5 +36,6 @@ mod serve;
 mod support;
 mod telemetry;
 mod tls;
+mod uninstall;
 mod upgrade;
 mod validation;
