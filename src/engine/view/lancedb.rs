@@ -5,13 +5,15 @@
 //! source's stable row id of each row, the smallest one of each group) and a
 //! watermark in the schema metadata, by which they refresh incrementally.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock};
 
 use lancedb::materialized_view::{
     DEFINITION_META_KEY, LateralSource, MaterializedViewDefinition, StoredDefinition,
     read_definition, read_definition_sql_with_defaults,
 };
+
+use moka::sync::Cache;
 
 use super::general::names::Query;
 use super::{Described, ViewKind};
@@ -29,8 +31,37 @@ pub const VIEW_VERSION: &str = "mv.view_version";
 /// Metadata: when the last refresh ended, in milliseconds since 1970.
 pub const REFRESHED_AT_MS: &str = "mv.refreshed_at_ms";
 
-/// What the metadata says, if it is a lancedb view at all.
+/// Metadata that each refresh changes, and no definition depends on.
+const VOLATILE: [&str; 5] = [
+    INCARNATION,
+    SOURCE_VERSION,
+    SOURCE_VERSION_TS,
+    VIEW_VERSION,
+    REFRESHED_AT_MS,
+];
+
+/// Most definitions that are kept parsed.
+const MOST_KEPT: u64 = 256;
+
+/// What the metadata says, if it is a lancedb view at all. Views are looked at
+/// far more often than they are defined: what was read last is kept.
 pub(super) fn describe(metadata: &HashMap<String, String>) -> Option<Described> {
+    static KEPT: LazyLock<Cache<BTreeMap<String, String>, Described>> =
+        LazyLock::new(|| Cache::new(MOST_KEPT));
+    metadata.get(DEFINITION_META_KEY)?;
+    let lasting = metadata
+        .iter()
+        .filter(|(key, _)| !VOLATILE.contains(&key.as_str()));
+    let lasting: BTreeMap<_, _> = lasting.map(|(k, v)| (k.clone(), v.clone())).collect();
+    if let Some(known) = KEPT.get(&lasting) {
+        return Some(known);
+    }
+    let described = parsed(metadata)?;
+    KEPT.insert(lasting, described.clone());
+    Some(described)
+}
+
+fn parsed(metadata: &HashMap<String, String>) -> Option<Described> {
     let raw = metadata.get(DEFINITION_META_KEY)?.clone();
     let stored = read_definition_sql_with_defaults(metadata).ok().flatten();
     let sql = stored.as_ref().map(|s| s.query.clone());

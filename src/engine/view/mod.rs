@@ -190,6 +190,7 @@ pub fn read(id: &[String], uri: &str, dataset: &Dataset) -> Result<ViewInfo> {
 }
 
 /// What a dialect makes of a table's metadata.
+#[derive(Clone)]
 pub(crate) struct Described {
     pub kind: ViewKind,
     pub unsupported: Option<String>,
