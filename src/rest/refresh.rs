@@ -62,18 +62,26 @@ pub async fn refresh(
         let catalog = api.catalog.get().await?;
         api.catalog.in_time(world::view(&catalog, &spec)).await
     };
-    let (cluster, looked) = tokio::join!(api.store.cluster(&spec.cluster), looked);
+    let cluster = async {
+        let name = &spec.cluster;
+        Ok::<_, ApiError>(match &manifest {
+            // What it allows is asked of it as it is now.
+            Some(_) => api.store.cluster(name).await?.map(Some),
+            None => api.store.has_cluster(name).await?.then_some(None),
+        })
+    };
+    let (cluster, looked) = tokio::join!(cluster, looked);
     match (cluster?, &manifest) {
         (None, _) => {
             let known = api.store.clusters().await?;
             world::cluster(&spec.cluster, known.iter().map(|name| (name.as_str(), ())))?;
         }
-        (Some(cluster), Some(manifest)) => {
+        (Some(Some(cluster)), Some(manifest)) => {
             let images = world::images_of_manifest(manifest.text().as_bytes());
             let images = images.iter().map(String::as_str);
             world::may_bring_manifest(&spec.cluster, &cluster.spec, images)?;
         }
-        (Some(_), None) => {}
+        (Some(_), _) => {}
     }
     looked??;
     let origin = Origin {

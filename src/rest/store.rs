@@ -22,6 +22,7 @@ use kube::api::{
 };
 use kube::core::ObjectMeta;
 use kube::{Api, Client, Resource, ResourceExt};
+use moka::future::Cache;
 use rand::TryRngCore;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -43,6 +44,10 @@ const ATTEMPTS: u32 = 3;
 /// How often a change is tried that another one came before.
 const STEERINGS: u32 = 8;
 
+/// How long a RefreshCluster is taken to be there, and how many are remembered.
+const THERE: Duration = Duration::from_secs(1);
+const MOST_THERE: u64 = 1_000;
+
 /// Where a refresh comes from; kept in its annotations.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
@@ -59,6 +64,8 @@ pub struct Store {
     clusters: Api<RefreshCluster>,
     secrets: Api<Secret>,
     salt: std::sync::Arc<OnceCell<[u8; SALT_BYTES]>>,
+    /// RefreshClusters that were there.
+    there: Cache<String, ()>,
 }
 
 impl std::fmt::Debug for Store {
@@ -75,6 +82,10 @@ impl Store {
             clusters: Api::namespaced(client.clone(), namespace),
             secrets: Api::namespaced(client, namespace),
             salt: Default::default(),
+            there: Cache::builder()
+                .max_capacity(MOST_THERE)
+                .time_to_live(THERE)
+                .build(),
         }
     }
 
@@ -160,6 +171,24 @@ impl Store {
     /// which takes it up to 100 ms while other resources are written (KEP-2340).
     pub async fn cluster(&self, name: &str) -> Result<Option<RefreshCluster>, ApiError> {
         in_time(self.clusters.get_opt(name)).await
+    }
+
+    /// Whether there is a RefreshCluster called `name`, or was within the last
+    /// second: who comes with many others does not ask once more. If it has
+    /// gone since, the controller says so.
+    pub async fn has_cluster(&self, name: &str) -> Result<bool, ApiError> {
+        let ask = async {
+            match self.cluster(name).await {
+                Ok(found) => found.map(drop).ok_or(None),
+                Err(error) => Err(Some(error)),
+            }
+        };
+        let there = self.there.try_get_with(name.to_string(), ask).await;
+        match there.as_ref().map_err(|error| error.as_ref()) {
+            Ok(()) => Ok(true),
+            Err(None) => Ok(false),
+            Err(Some(error)) => Err(error.clone()),
+        }
     }
 
     /// The names of the RefreshClusters.
