@@ -8,12 +8,12 @@
 //! pass that got it ends: by then it is in a status, or was not used.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ListParams;
 use kube::core::Request;
-use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -74,14 +74,13 @@ async fn deal(ctx: &Context, pace: &mut Pace) -> Result<(), kube::Error> {
     let began = Instant::now();
     running.extend(list_running(ctx).await?);
     pace.0 = Some(Instant::now() + (PAUSE * began.elapsed()).min(LONGEST_PAUSE));
-    let gates = gates(&ctx.known.clusters, &ctx.targets);
+    let gates = gates(ctx.all_clusters(), &ctx.targets);
     ctx.places.deal(&running, &gates);
     Ok(())
 }
 
 /// What clusters let through.
-pub fn gates(clusters: &Store<RefreshCluster>, targets: &Targets) -> BTreeMap<String, Gate> {
-    let clusters = clusters.state();
+pub fn gates(clusters: Vec<Arc<RefreshCluster>>, targets: &Targets) -> BTreeMap<String, Gate> {
     let limits = clusters.iter().map(|cluster| {
         let limit = cluster.spec.max_active_refreshes;
         (cluster.name_any(), Gate::Limit(limit))

@@ -33,6 +33,10 @@ const WATCH_DELAY: Duration = Duration::from_secs(30);
 /// view's history.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// At least so long after one another RefreshClusters are asked for, so that
+/// many launches at a time share an answer.
+const BETWEEN_ASKS: Duration = Duration::from_millis(20);
+
 /// The first and the longest pause of a back-off.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -55,6 +59,9 @@ pub struct Context {
     pub(super) places: Arc<Places>,
     /// Held while turns are given.
     pub(super) admission: tokio::sync::Mutex<Pace>,
+    /// RefreshClusters as they were last asked for, by name, and when.
+    asked: tokio::sync::Mutex<Option<Instant>>,
+    found: Mutex<HashMap<String, Found>>,
     /// The last resource that was written, and when, by UID, until the cache has it.
     written: Mutex<HashMap<String, (Instant, Arc<MaterializedViewRefresh>)>>,
     /// How often in a row a refresh had to be put off, by UID.
@@ -63,6 +70,12 @@ pub struct Context {
     looked: Mutex<HashMap<String, Instant>>,
     /// When a refresh's workers were last heard of, or asked after, by UID.
     heard: Mutex<HashMap<String, Instant>>,
+}
+
+/// What the API server said of a RefreshCluster to a request that began then.
+struct Found {
+    began: Instant,
+    cluster: Option<Arc<RefreshCluster>>,
 }
 
 /// What the watches showed.
@@ -101,6 +114,8 @@ impl Context {
             updates: Budget::new(UPDATES_A_SECOND),
             places,
             admission: tokio::sync::Mutex::default(),
+            asked: tokio::sync::Mutex::default(),
+            found: Mutex::default(),
             written: Mutex::default(),
             put_off: Mutex::default(),
             looked: Mutex::default(),
@@ -119,7 +134,7 @@ impl Context {
             return cached;
         };
         match written.get(&uid) {
-            Some((_, ours)) if version(ours) > version(&cached) => ours.clone(),
+            Some((_, ours)) if version(&**ours) > version(&*cached) => ours.clone(),
             Some(_) => {
                 written.remove(&uid);
                 cached
@@ -138,11 +153,57 @@ impl Context {
         }
     }
 
-    /// The cluster of that name, if a watch showed one.
+    /// The cluster of that name as it was last seen, by a watch or because it
+    /// was asked for. None: not seen, or it has gone.
     pub(super) fn cluster(&self, name: &str) -> Option<Arc<RefreshCluster>> {
         let namespace = self.refreshes.namespace().unwrap_or_default();
         let key = ObjectRef::new(name).within(namespace);
-        self.known.clusters.get(&key)
+        let watched = self.known.clusters.get(&key)?;
+        let found = lock(&self.found);
+        let Some(found) = found.get(name) else {
+            return Some(watched);
+        };
+        let cluster = found.cluster.clone()?;
+        Some(match version(&*cluster) > version(&*watched) {
+            true => cluster,
+            false => watched,
+        })
+    }
+
+    /// All clusters, each as it was last seen.
+    pub(super) fn all_clusters(&self) -> Vec<Arc<RefreshCluster>> {
+        let watched = self.known.clusters.state().into_iter();
+        let newest = watched.map(|watched| self.cluster(&watched.name_any()).unwrap_or(watched));
+        newest.collect()
+    }
+
+    /// Has [`Context::cluster`] know what the API server says of a cluster, by
+    /// a request that began after `since`. All that ask for it meanwhile are
+    /// answered by one.
+    pub(super) async fn ask_for_cluster(
+        &self,
+        name: &str,
+        since: Instant,
+    ) -> Result<(), kube::Error> {
+        let is_known = || {
+            let found = lock(&self.found);
+            found.get(name).is_some_and(|found| found.began >= since)
+        };
+        if is_known() {
+            return Ok(());
+        }
+        let mut asked = self.asked.lock().await;
+        if is_known() {
+            return Ok(());
+        }
+        if let Some(last) = *asked {
+            tokio::time::sleep_until((last + BETWEEN_ASKS).into()).await;
+        }
+        let began = Instant::now();
+        let cluster = self.clusters.get_opt(name).await?.map(Arc::new);
+        lock(&self.found).insert(name.to_string(), Found { began, cluster });
+        *asked = Some(began);
+        Ok(())
     }
 
     /// How long to put a refresh off: twice as long each time in a row.
@@ -211,8 +272,8 @@ impl std::fmt::Debug for Context {
 }
 
 /// A resource's version as a number, which the API server's are.
-fn version(refresh: &MaterializedViewRefresh) -> u64 {
-    let version = refresh.metadata.resource_version.as_deref();
+fn version(resource: &impl ResourceExt) -> u64 {
+    let version = resource.meta().resource_version.as_deref();
     version.and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 

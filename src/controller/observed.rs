@@ -213,6 +213,18 @@ impl Observed {
         self.outcome = None;
     }
 
+    /// Notes the resource as it was just written.
+    ///
+    /// No Job is asked for before an intent is written: behind the first one
+    /// there is no commit to look for in the view's history.
+    pub fn wrote(&mut self, written: MaterializedViewRefresh) {
+        let before = self.was_started();
+        self.refresh = written;
+        if !before && self.was_started() {
+            self.outcome = Some(OutcomeSeen::NotFound);
+        }
+    }
+
     /// Whether the finalizer says that a Job of it may be in another cluster.
     pub fn is_held(&self) -> bool {
         is_held(&self.refresh)

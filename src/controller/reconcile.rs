@@ -1,7 +1,7 @@
 //! One pass over a refresh: ask [`decide`], do what it says, ask again.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
@@ -112,6 +112,7 @@ struct Pass<'a> {
     cluster: Option<RefreshClusterSpec>,
     turn: Option<Asked<'a>>,
     since: SystemTime,
+    began: Instant,
 }
 
 impl<'a> Pass<'a> {
@@ -156,6 +157,7 @@ impl<'a> Pass<'a> {
             cluster,
             turn: None,
             since: SystemTime::now(),
+            began: Instant::now(),
         })
     }
 
@@ -228,8 +230,16 @@ impl<'a> Pass<'a> {
                 }
             }
             Look::Turn => {
+                // Nothing is let in or launched by what a watch showed of a
+                // RefreshCluster before it was changed.
+                let cluster = &self.seen.refresh.spec.cluster;
+                ctx.ask_for_cluster(cluster, self.began).await?;
+                let cluster = ctx.cluster(cluster).map(|cluster| cluster.spec.clone());
                 let (turn, reservation) =
                     admission::turn(ctx, &self.seen.refresh, self.seen.world.as_ref()).await?;
+                if cluster != self.cluster {
+                    self.seen.world = None;
+                }
                 self.seen.turn = Some(turn);
                 self.turn = reservation;
             }
@@ -268,7 +278,7 @@ impl<'a> Pass<'a> {
         }
         match apply::status(ctx, &self.seen.refresh, write).await? {
             Some(written) => {
-                self.seen.refresh = written;
+                self.seen.wrote(written);
                 if let Some(step) = &write.step {
                     self.trace(step);
                 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams};
 use relance::resources::reasons::{self, condition};
-use relance::resources::{Mode, Phase, names};
+use relance::resources::{MaterializedViewRefreshStatus, Mode, Phase, names};
 use serde_json::json;
 
 use crate::operator::{Operator, PATIENCE};
@@ -212,6 +212,25 @@ async fn a_cluster_runs_no_more_than_it_allows() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(waited, "nobody waited for the cluster");
+}
+
+#[tokio::test]
+async fn a_refresh_that_follows_a_change_to_its_cluster_is_launched_by_what_that_says_now() {
+    let operator = Operator::running().await;
+    for at in 0..8 {
+        let (view, image) = (format!("v{at}"), format!("localhost/not-there:{at}"));
+        operator.view(&view, "SELECT id FROM src").await;
+        operator.cluster("default", json!({"image": image})).await;
+        operator.apply(&view, json!({"view": [view]})).await;
+        let launched = |status: &MaterializedViewRefreshStatus| {
+            status.job.as_ref().is_some_and(|job| job.uid.is_some())
+        };
+        let status = operator.until(&view, "launched", launched).await;
+        let job = status.job.expect("a Job").name;
+        let job = operator.jobs.get(&job).await.expect("it is there");
+        let pod = job.spec.and_then(|job| job.template.spec).expect("a pod");
+        assert_eq!(pod.containers[0].image, Some(image));
+    }
 }
 
 #[tokio::test]

@@ -298,7 +298,7 @@ impl Model {
         stored.refresh.status = Some(write.status.clone());
         stored.version += 1;
         pass.version = stored.version;
-        pass.seen.refresh = stored.refresh.clone();
+        pass.seen.wrote(stored.refresh.clone());
         if self.operators.len() == 1 {
             self.one_running_per_view();
         }
