@@ -162,6 +162,12 @@ def relance(kubernetes, tables):
         assert process.wait(timeout=40) == 0
 
 
+@pytest.fixture(scope="session")
+def url():
+    """The REST API of a whole operator that is there already, with a view `v` that can be refreshed."""
+    return needed("RELANCE_TEST_URL", "it is the URL of an operator's REST API")
+
+
 @pytest.fixture
 def recorder(relance):
     recorder = Recorder(relance)
