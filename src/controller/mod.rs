@@ -93,7 +93,7 @@ use targets::Targets;
 /// Passes under way at a time: many more than requests are, so that a cluster
 /// or a catalog that is slow to answer holds up nobody else's. All of them are
 /// polled whenever one goes on, so that thousands would mostly do that.
-const PASSES: u16 = 256;
+const PASSES: u16 = 128;
 
 /// What the controller needs to know.
 #[derive(Clone, Debug)]
