@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use relance::cli::{Cli, Command, LogFormat};
 use relance::engine::error::EngineError;
+use relance::engine::processors;
 use relance::kubectl::args::Plugin;
 use relance::protocol::exit;
 use relance::rest::auth::keys;
 use relance::{check, kubectl, local, resources, serve, telemetry, worker};
 
 fn main() -> ExitCode {
+    // SAFETY: nothing has started a thread yet.
+    unsafe { processors::use_all() };
     // Two providers are compiled in, so rustls must be told which one to use.
     if rustls::crypto::ring::default_provider()
         .install_default()

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use lance::dataset::NewColumnTransform;
 use lance::dataset::UpdateBuilder;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
@@ -9,7 +10,7 @@ use lance::dataset::optimize::{CompactionOptions, compact_files};
 use crate::database::Database;
 
 /// A change to the source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Change {
     /// None: every row is computed anew.
     Full,

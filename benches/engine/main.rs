@@ -30,7 +30,9 @@ mod workload;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use relance::engine::processors;
 
+use changes::Change;
 use report::Report;
 
 /// Benchmarks the engine.
@@ -42,6 +44,9 @@ pub struct Args {
     /// Source rows of part `rows`; may be given again.
     #[arg(long, value_delimiter = ',', default_values_t = [20_000_000, 2_000_000, 200_000])]
     rows: Vec<u64>,
+    /// Which changes to a source; all, if none is named.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    changes: Vec<Change>,
     /// Source rows of `grouped`, `unnest` and `joined`; a hundredth of it for `wide`,
     /// a fortieth for `memory`.
     #[arg(long, default_value_t = 20_000_000)]
@@ -96,8 +101,15 @@ pub enum Part {
     Memory,
 }
 
-#[tokio::main]
-async fn main() {
+fn main() {
+    // As the program does. The peers in this process have it better so, too.
+    // SAFETY: nothing has started a thread yet.
+    unsafe { processors::use_all() };
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    runtime.block_on(run());
+}
+
+async fn run() {
     if worker::is_worker() {
         return worker::work().await;
     }

@@ -43,8 +43,24 @@ async fn run(
     changes: &[Change],
     report: &mut Report,
 ) {
+    let wanted = |change: &&Change| args.changes.is_empty() || args.changes.contains(change);
+    let changes: Vec<&Change> = changes.iter().filter(wanted).collect();
+    if changes.is_empty() {
+        return;
+    }
     let mut database = Database::new(&args.folder, workload, rows, stable_row_ids).await;
     let mut peers = Peers::connect(&database, args.python.as_deref(), args.alone).await;
+    if !changes.contains(&&Change::Full) {
+        for peer in peers.present().to_vec() {
+            if let (false, Err(why)) = (
+                peer == Peer::Floor,
+                peers.refresh(peer, &database, true).await,
+            ) {
+                println!("{peer:?} is left out of '{}': {why}", workload.name);
+                peers.dismiss(peer);
+            }
+        }
+    }
     for change in changes {
         if !peers.present().contains(&Peer::Relance) {
             break;

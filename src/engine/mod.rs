@@ -66,6 +66,7 @@ pub mod partials;
 pub mod paths;
 pub mod plan;
 pub mod prefix;
+pub mod processors;
 pub mod refresh;
 pub mod share;
 pub mod staged;
