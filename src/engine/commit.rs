@@ -39,8 +39,8 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 /// How an attempt ended.
 #[derive(Debug)]
 pub enum Attempt {
-    /// This version landed. To be verified.
-    Landed(u64),
+    /// This version landed, as Lance wrote it. To be verified.
+    Landed(Box<Dataset>),
     /// Someone else was there first, or its fate is unknown: look again.
     Again(String),
 }
@@ -79,7 +79,7 @@ pub async fn attempt(
         .execute(transaction)
         .await;
     match committed {
-        Ok(dataset) => Ok(Attempt::Landed(dataset.version().version)),
+        Ok(dataset) => Ok(Attempt::Landed(Box::new(dataset))),
         Err(
             error @ (lance::Error::InvalidInput { .. }
             | lance::Error::SchemaMismatch { .. }

@@ -25,8 +25,13 @@ use super::{merge, paths};
 
 /// How often the others' claims are listed while there is work of one's own.
 const LOOK: Duration = Duration::from_millis(500);
-/// And while one waits for them.
+/// And while one waits for them: after an eighth of the time that nothing has
+/// become done, this at the least and [`LOOK`] at the most.
 const LOOK_IDLE: Duration = Duration::from_millis(50);
+/// See [`LOOK_IDLE`].
+const LATER: u32 = 8;
+/// So many claims are just asked for, which takes one call less than to list first.
+const FEW: usize = 8;
 /// How many claims are read at a time.
 const READS: usize = 64;
 
@@ -109,7 +114,11 @@ pub async fn compute(
         if share.is_finished() {
             break;
         }
-        let pause = if share.has_own() { LOOK } else { LOOK_IDLE };
+        // Where all take long, it does no harm to learn of it a little later.
+        let pause = match share.has_own() {
+            true => LOOK,
+            false => (share.quiet(Instant::now()) / LATER).clamp(LOOK_IDLE, LOOK),
+        };
         let pause = pause.saturating_sub(looked.elapsed());
         tokio::select! {
             Some(found) = looking.next() => {
@@ -130,8 +139,9 @@ pub async fn compute(
                 progress.send_replace(now);
             }
             () = tokio::time::sleep(pause), if workers > 1 && looking.is_empty() => {
-                let known = known.iter().chain(staged.keys()).cloned().collect();
-                looking.push(news(objects, request, known));
+                let known: HashSet<&Fingerprint> = known.iter().chain(staged.keys()).collect();
+                let missing = ids.iter().filter(|id| !known.contains(id));
+                looking.push(news(objects, request, missing.cloned().collect()));
             }
             Some((task, result)) = running.next() => {
                 let (claim, took) = result?;
@@ -158,24 +168,29 @@ pub fn task_ids(work: &Work) -> impl Iterator<Item = Fingerprint> {
     units.chain(work.plan.merges.iter().map(|group| merge::id(group)))
 }
 
-/// The claims that the workers of `request` have recorded, but for those that
-/// are `known`: all that there are, and of those that the first worker, who
-/// commits, will need, what they say.
+/// Which of the `missing` claims the workers of `request` have recorded, and of
+/// those that the first worker, who commits, will need, what they say.
 async fn news(
     objects: &Objects,
     request: &Request,
-    known: HashSet<Fingerprint>,
+    missing: HashSet<Fingerprint>,
 ) -> Result<(Vec<Fingerprint>, Vec<Claim>)> {
+    let commits = request.index == 0;
+    if commits && missing.len() <= FEW {
+        let said = claims(objects, request, missing.into_iter().collect()).await?;
+        return Ok((said.iter().map(Claim::id).collect(), said));
+    }
     let listed = objects
         .list(&paths::claims(objects.root(), &request.refresh))
         .await?;
     let ids = listed.iter().filter_map(|l| l.name.strip_suffix(".json"));
-    let ids = ids.map(Fingerprint::named).filter(|id| !known.contains(id));
+    let ids = ids
+        .map(Fingerprint::named)
+        .filter(|id| missing.contains(id));
     let ids: Vec<Fingerprint> = ids.collect();
-    let said = if request.index == 0 {
-        claims(objects, request, ids.clone()).await?
-    } else {
-        Vec::new()
+    let said = match commits {
+        true => claims(objects, request, ids.clone()).await?,
+        false => Vec::new(),
     };
     Ok((ids, said))
 }

@@ -24,6 +24,9 @@ struct Record {
     engine: u32,
     definition: Fingerprint,
     sources: Vec<Pinned>,
+    /// Their identifier paths: which to open before the view has said it.
+    #[serde(default)]
+    names: Vec<Vec<String>>,
     view: Pinned,
     /// The view's newest ledger, if its files are there and will stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,6 +44,7 @@ impl Record {
             engine: ENGINE_VERSION,
             definition: Fingerprint::of_text(&view.raw),
             sources: sources.to_vec(),
+            names: view.sources.clone(),
             view: Pinned::of(table),
             settled,
         }
@@ -99,7 +103,11 @@ pub async fn check(
     let Some(record) = recorded else {
         return stale("never refreshed by relance".to_string());
     };
-    let now = Record::new(view, table, &sources, record.settled.clone());
+    let now = Record {
+        // A hint, which older records have not.
+        names: record.names.clone(),
+        ..Record::new(view, table, &sources, record.settled.clone())
+    };
     if record == now {
         return Ok(Freshness::Current(Current {
             source_version: now.sources.first().map_or(0, |s| s.version),
@@ -168,4 +176,11 @@ pub(super) async fn record(
 pub(super) async fn settled(objects: &Objects) -> Result<Option<String>> {
     let record: Option<Record> = objects.get(&paths::fresh(objects.root())).await?;
     Ok(record.and_then(|record| record.settled))
+}
+
+/// The identifier paths of the sources that the view had when the record was
+/// written.
+pub(super) async fn sources(objects: &Objects) -> Result<Vec<Vec<String>>> {
+    let record: Option<Record> = objects.get(&paths::fresh(objects.root())).await?;
+    Ok(record.map(|record| record.names).unwrap_or_default())
 }

@@ -13,10 +13,12 @@
 //!   there when looked at just before the commit.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lance_core::datatypes::Schema;
 use lance_table::format::{DataFile, Fragment};
+use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
@@ -205,11 +207,16 @@ fn collect(field: &lance_core::datatypes::Field, ids: &mut HashSet<i32>) {
     }
 }
 
+/// Ledgers that were read, by their paths: each is written once, and stays as
+/// it is until it is deleted.
+pub type Known = HashMap<Path, Arc<Ledger>>;
+
 /// A view's ledgers, the newest first, as far as they have been read.
 #[derive(Clone, Debug)]
 pub struct Ledgers {
     objects: Objects,
-    read: Vec<Ledger>,
+    read: Vec<Arc<Ledger>>,
+    known: Known,
     /// The files of the newest that are not there.
     gone: HashSet<String>,
     /// Those yet to be read, the newest last.
@@ -223,8 +230,9 @@ pub struct Ledgers {
 impl Ledgers {
     /// Lists those of a view and reads the newest, which is mostly all that is
     /// needed. What the view itself is need not be known yet. With `trusted`
-    /// the files of claims are taken to be there.
-    pub async fn open(objects: &Objects, trusted: bool) -> Result<Ledgers> {
+    /// the files of claims are taken to be there. Those that are `known` are not
+    /// read again.
+    pub async fn open(objects: &Objects, trusted: bool, known: Known) -> Result<Ledgers> {
         let folder = paths::ledgers(objects.root());
         let (mut rest, settled) =
             futures::try_join!(objects.list(&folder), freshness::settled(objects))?;
@@ -232,6 +240,7 @@ impl Ledgers {
         let mut ledgers = Ledgers {
             objects: objects.clone(),
             read: Vec::new(),
+            known,
             gone: HashSet::new(),
             look: !trusted,
             settled: settled.filter(|name| rest.last().is_some_and(|l| l.name == *name)),
@@ -247,6 +256,11 @@ impl Ledgers {
         self.settled.as_deref()
     }
 
+    /// What has been read, for the next look.
+    pub fn into_known(self) -> Known {
+        self.known
+    }
+
     /// Reads until one accounts for every fragment of the view (or all are
     /// read). Their claims are returned as they are: the caller judges which of
     /// them stand.
@@ -255,7 +269,7 @@ impl Ledgers {
     /// delete unverified files, may take them from under a commit: it looks, the
     /// commit lands, it deletes. So what the newest ledger brought in is looked
     /// at, until that has been done once when no such cleanup can be left.
-    pub async fn of(&mut self, standing: &Standing) -> Result<&[Ledger]> {
+    pub async fn of(&mut self, standing: &Standing) -> Result<&[Arc<Ledger>]> {
         loop {
             let accounted = self.read.iter().flat_map(|l| l.claims.iter());
             if standing.unaccounted(accounted).is_empty() || !self.next().await? {
@@ -265,7 +279,7 @@ impl Ledgers {
     }
 
     /// The newest, at most `count` of them.
-    pub async fn newest(&mut self, count: usize) -> Result<&[Ledger]> {
+    pub async fn newest(&mut self, count: usize) -> Result<&[Arc<Ledger>]> {
         while self.read.len() < count && self.next().await? {}
         Ok(&self.read[..count.min(self.read.len())])
     }
@@ -273,9 +287,14 @@ impl Ledgers {
     /// Reads one more. Returns whether there was one.
     async fn next(&mut self) -> Result<bool> {
         while let Some(listed) = self.rest.pop() {
-            let Some(mut ledger) = self.objects.get::<Ledger>(&listed.path).await? else {
+            let known = match self.known.get(&listed.path) {
+                Some(known) => Some(known.clone()),
+                None => self.objects.get(&listed.path).await?.map(Arc::new),
+            };
+            let Some(mut ledger) = known else {
                 continue;
             };
+            self.known.insert(listed.path, ledger.clone());
             if self.read.is_empty() && self.look && self.settled.is_none() {
                 self.gone = absent(&self.objects, ledger.brought()).await?;
                 let age = SystemTime::now().duration_since(listed.modified);
@@ -283,9 +302,10 @@ impl Ledgers {
                     self.settled = Some(listed.name);
                 }
             }
-            ledger
-                .claims
-                .retain(|claim| !claim.files().any(|file| self.gone.contains(file)));
+            if !self.gone.is_empty() {
+                let claims = &mut Arc::make_mut(&mut ledger).claims;
+                claims.retain(|claim| !claim.files().any(|file| self.gone.contains(file)));
+            }
             self.read.push(ledger);
             return Ok(true);
         }
@@ -322,13 +342,11 @@ pub(super) async fn written(
     Ok(there.filter_map(|(file, at)| Some((file, at?))).collect())
 }
 
-/// Deletes all but the newest ledgers.
-pub async fn prune(objects: &Objects) -> Result<()> {
+/// All but the newest ledgers.
+pub async fn surplus(objects: &Objects) -> Result<Vec<Path>> {
     let listed = objects.list(&paths::ledgers(objects.root())).await?;
     let surplus = listed.len().saturating_sub(LEDGERS_KEPT);
-    objects
-        .delete(listed.into_iter().take(surplus).map(|o| o.path).collect())
-        .await
+    Ok(listed.into_iter().take(surplus).map(|o| o.path).collect())
 }
 
 #[cfg(test)]

@@ -22,10 +22,10 @@
 //! go. Incremental refresh, drift repair, retry and resume are this one act.
 //!
 //! **A refresh** ([`refresh`]):
-//! 1. *Plan.* Open source and view, judge, cut what is missing into units
-//!    ([`unit`]), choose small fragments to put together ([`merge`]), and write
-//!    the plan, put-if-absent: the first worker fixes the source versions and
-//!    the units for all of them.
+//! 1. *Plan.* Open source and view (at once, by a [`guess`]), judge, cut what
+//!    is missing into units ([`unit`]), choose small fragments to put together
+//!    ([`merge`]), and write the plan, put-if-absent: the first worker fixes the
+//!    source versions and the units for all of them.
 //! 2. *Compute* ([`compute`]). Each worker does its share of the units, then
 //!    what others left ([`share`]): files that no version refers to
 //!    ([`execute`]), then the claim, put-if-absent: the first one wins.
@@ -33,9 +33,12 @@
 //!    checks that it is still the same one, judges again, writes the ledger,
 //!    looks whether the staged files are all there, and commits adding and
 //!    dropping in one Lance `Update`, with a key that no two refreshes can
-//!    both carry through. Then it reads the version that landed and compares.
-//!    Whatever differs at any point: again from the reopening, or from the
-//!    plan. Nothing is ever committed from a handle that was opened earlier.
+//!    both carry through. Then it compares the version that landed, as Lance
+//!    wrote it, with what was meant. Whatever differs at any point: again from
+//!    the reopening, or from the plan. Nothing is ever committed from a handle
+//!    that was opened earlier. Where the plan found the view right already, and
+//!    all agreed on it, that is the end: the commit would look again and find
+//!    the same.
 //! 4. *Record* ([`outcome`], [`freshness`]): what was done, by the refresh's
 //!    UID, and which source version the view now equals.
 //!
@@ -56,6 +59,7 @@ pub mod error;
 pub mod execute;
 pub mod fingerprint;
 pub mod freshness;
+pub mod guess;
 pub mod history;
 pub mod indices;
 pub mod ledger;

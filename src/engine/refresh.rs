@@ -17,13 +17,15 @@ use super::error::{EngineError, Result};
 use super::execute::UnitError;
 use super::fingerprint::Fingerprint;
 use super::freshness;
+use super::guess::Guess;
 use super::history::History;
 use super::indices;
-use super::ledger::{Claim, Ledger, Ledgers};
+use super::ledger::{Claim, Known, Ledger, Ledgers};
 use super::outcome::{self, Mode, Outcome};
 use super::plan::{Judgement, Plan, judge};
 use super::store::Objects;
-use super::view;
+use super::tidy::Rubbish;
+use super::view::{self, ViewInfo};
 use super::work::Work;
 use super::{carry, partials, paths, staged, tidy, watermark};
 
@@ -115,15 +117,27 @@ async fn run(
     let mut run = Run {
         catalog,
         request,
+        uri,
         objects,
         staged: HashMap::new(),
         since: None,
         landed: false,
+        rubbish: None,
         settled: None,
+        known: Known::new(),
     };
     for n in 1..=MAX_PLANS {
         let mut work = match run.plan(n).await? {
             Planned::Work(work) => work,
+            Planned::Nothing(work) => {
+                if let Some(done) = run.left_to_the_first().await? {
+                    return Ok(done);
+                }
+                let (units, version) = (work.plan.kept, work.plan.view_version);
+                let table = Dataset::clone(&work.bench.table);
+                let outcome = work.unchanged(units, version);
+                return run.finish(&work, outcome, table).await;
+            }
             Planned::Outdated => continue,
             Planned::Done(done) => {
                 info!(mode = ?done.mode, "this refresh has committed before");
@@ -175,6 +189,8 @@ async fn run(
 enum Planned {
     /// This is to be done.
     Work(Box<Work>),
+    /// The view is right as it was opened, and was so when the plan was made.
+    Nothing(Box<Work>),
     /// The plan cannot be carried out any more, try the next.
     Outdated,
     /// The refresh has ended: nothing is left to do.
@@ -184,6 +200,8 @@ enum Planned {
 struct Run<'a> {
     catalog: &'a Catalog,
     request: &'a Request,
+    /// Where the view was when the refresh began.
+    uri: String,
     objects: Objects,
     /// Staged claims that may be used, by what identifies them.
     staged: HashMap<Fingerprint, Claim>,
@@ -191,8 +209,12 @@ struct Run<'a> {
     since: Option<u64>,
     /// Whether this worker's commit is the one that landed.
     landed: bool,
+    /// What there is to remove, as it was when that commit landed.
+    rubbish: Option<Result<Rubbish>>,
     /// The view's newest ledger, if its files are there to stay.
     settled: Option<String>,
+    /// Ledgers that were read.
+    known: Known,
 }
 
 impl Run<'_> {
@@ -202,12 +224,13 @@ impl Run<'_> {
         let path = paths::plan(objects.root(), &request.refresh, n);
         let folder = paths::plans(objects.root());
         // All at once: a store that is far away takes long to answer each.
-        let (outcome, fixed, plans, ledgers, opened) = futures::join!(
+        let (outcome, fixed, plans, ledgers, opened, guess) = futures::join!(
             outcome::recorded(objects, &request.refresh),
             objects.get::<Plan>(&path),
             objects.folders(&folder),
-            Ledgers::open(objects, request.full),
-            view::open(self.catalog, &request.view),
+            Ledgers::open(objects, request.full, self.known.clone()),
+            self.open(n),
+            Guess::make(self.catalog, objects, request.src_version),
         );
         if let Some(done) = outcome? {
             return Ok(Planned::Done(done));
@@ -219,13 +242,15 @@ impl Run<'_> {
         {
             return Ok(Planned::Done(done));
         }
-        let work = Work::of(self.catalog, request, opened, fixed.as_ref()).await?;
-        let Some(mut work) = work else {
+        let (refresh, full, table) = (&request.refresh, request.full, opened.1.clone());
+        let (work, usable) = futures::join!(
+            Work::of(self.catalog, request, opened, fixed.as_ref(), &guess),
+            staged::usable(objects, plans.clone(), &table, refresh, full)
+        );
+        let Some(mut work) = work? else {
             return Ok(Planned::Outdated);
         };
-        let table = &work.bench.table;
-        let (refresh, full) = (&request.refresh, request.full);
-        for claim in staged::usable(objects, plans.clone(), table, refresh, full).await? {
+        for claim in usable? {
             self.staged.insert(claim.id(), claim);
         }
         if work.is_limited() {
@@ -234,15 +259,20 @@ impl Run<'_> {
             work.narrow(claims.chain(self.staged.values())).await;
         }
         let mut fixed = fixed;
+        let mut nothing = false;
         if fixed.is_none() {
-            let (now, _) = self.judge(&work, &work.bench.table, &mut ledgers).await?;
+            let (now, carried) = self.judge(&work, &work.bench.table, &mut ledgers).await?;
             work.plan.units = work.cut(&now.missing);
             work.plan.merges = work.merges(&now);
             work.plan.kept = now.kept.len() as u64;
             let units = !work.plan.units.is_empty();
             work.plan.partials =
                 partials::choose(&work, objects, &mut ledgers, &plans, request, units).await?;
-            fixed = Some(self.objects.agree(&path, work.plan.clone()).await?);
+            let agreed = self.objects.agree(&path, work.plan.clone()).await?;
+            // That all agree on it tells that nothing was committed meanwhile.
+            nothing =
+                n == 1 && now.is_done() && now.added.is_empty() && !carried && agreed == work.plan;
+            fixed = Some(agreed);
         }
         if let Some(plan) = fixed {
             if plan.sources != work.plan.sources {
@@ -251,13 +281,27 @@ impl Run<'_> {
             work.plan = plan;
         }
         self.since = Some(self.since(&work));
+        self.settled = ledgers.settled().map(str::to_string);
+        self.known = ledgers.into_known();
         info!(
             sources = ?work.source_versions().collect::<Vec<_>>(),
             view_version = work.plan.view_version,
             units = work.plan.units.len(),
             "planned"
         );
-        Ok(Planned::Work(Box::new(work)))
+        Ok(match nothing {
+            true => Planned::Nothing(Box::new(work)),
+            false => Planned::Work(Box::new(work)),
+        })
+    }
+
+    /// The view as it is now, for plan `n`.
+    async fn open(&self, n: u32) -> Result<(ViewInfo, Dataset)> {
+        let (catalog, id) = (self.catalog, &self.request.view);
+        match n {
+            1 => view::open_at(catalog, id, &self.uri).await,
+            _ => view::reopen(catalog, id, &self.uri).await,
+        }
     }
 
     fn since(&self, work: &Work) -> u64 {
@@ -336,8 +380,8 @@ impl Run<'_> {
         let request = self.request;
         for attempt in 1..=MAX_COMMITS {
             let ((view, table), mut ledgers) = futures::try_join!(
-                view::open(self.catalog, &request.view),
-                Ledgers::open(&self.objects, request.full)
+                view::reopen(self.catalog, &request.view, &self.uri),
+                Ledgers::open(&self.objects, request.full, self.known.clone())
             )?;
             view.require_incarnation(request.expected_incarnation.as_deref())?;
             let same = view.raw == work.view.raw
@@ -411,16 +455,23 @@ impl Run<'_> {
                     serde_json::to_string(&outcome).unwrap_or_default(),
                 ),
             ]);
-            match commit::attempt(&table, &judgement, properties).await? {
-                Attempt::Landed(version) => {
-                    if let Some(table) = self.verified(work, version, &judgement).await? {
+            // What there is to remove afterwards is there by now.
+            let (attempted, rubbish) = futures::join!(
+                commit::attempt(&table, &judgement, properties),
+                tidy::look(&self.objects, &request.refresh)
+            );
+            match attempted? {
+                Attempt::Landed(table) => {
+                    let version = table.version().version;
+                    if is_right(work, &table, &judgement)? {
                         self.landed = true;
+                        self.rubbish = Some(rubbish);
                         self.settled = None;
                         let outcome = Outcome {
                             view_version: version,
                             ..outcome
                         };
-                        return Ok(Some((outcome, Some(table))));
+                        return Ok(Some((outcome, Some(*table))));
                     }
                     info!(version, "another change landed with ours; looking again");
                 }
@@ -465,31 +516,10 @@ impl Run<'_> {
         Ok(path)
     }
 
-    /// The view at `version`, freshly read, if it is what was meant.
-    async fn verified(
-        &self,
-        work: &Work,
-        version: u64,
-        judgement: &Judgement,
-    ) -> Result<Option<Dataset>> {
-        let Some(table) = self
-            .catalog
-            .store()
-            .open(&work.view.uri, Some(version))
-            .await?
-        else {
-            return Ok(None);
-        };
-        let found = view::read(&work.view.id, &work.view.uri, &table)?;
-        let right = found.raw == work.view.raw
-            && commit::verify(table.fragments(), &work.standing(&table), judgement);
-        Ok(right.then_some(table))
-    }
-
     /// After the view is right: its indices, the watermark of older clients, the
     /// records, and the removal of what was only needed on the way. None of it can
     /// make the refresh fail any more, except that its outcome must be found.
-    async fn finish(&self, work: &Work, outcome: Outcome, table: Dataset) -> Result<Outcome> {
+    async fn finish(&mut self, work: &Work, outcome: Outcome, table: Dataset) -> Result<Outcome> {
         let mut outcome = outcome;
         let mut table = table;
         if self.request.optimize_indices {
@@ -518,16 +548,26 @@ impl Run<'_> {
                 Err(error) => warn!(%error, "the view's watermark could not be written"),
             }
         }
-        match indices::unindexed_rows(&table).await {
-            Ok(rows) => outcome.unindexed_rows = rows,
-            Err(error) => warn!(%error, "the view's indices could not be read"),
-        }
         let (objects, refresh) = (&self.objects, &self.request.refresh);
         let sources = &work.plan.sources;
+        let recorded = async {
+            match indices::unindexed_rows(&table).await {
+                Ok(rows) => outcome.unindexed_rows = rows,
+                Err(error) => warn!(%error, "the view's indices could not be read"),
+            }
+            outcome::record(objects, self.request, &outcome).await
+        };
+        let rubbish = self.rubbish.take();
+        let looked = async {
+            match rubbish {
+                Some(rubbish) => rubbish,
+                None => tidy::look(objects, refresh).await,
+            }
+        };
         let (outcome, fresh, rubbish) = futures::join!(
-            outcome::record(objects, self.request, &outcome),
+            recorded,
             freshness::record(objects, &work.view, &table, sources, self.settled.clone()),
-            tidy::look(objects, refresh)
+            looked
         );
         let outcome = outcome?;
         let tidied = match rubbish {
@@ -589,6 +629,14 @@ impl Run<'_> {
         self.wait_for_outcome(indices::LEFT_FOR, Duration::from_secs(1))
             .await
     }
+}
+
+/// Whether the view that landed is what was meant. `table` is what Lance wrote,
+/// where nothing was, with what it took in of others' commits.
+fn is_right(work: &Work, table: &Dataset, judgement: &Judgement) -> Result<bool> {
+    let found = view::read(&work.view.id, &work.view.uri, table)?;
+    Ok(found.raw == work.view.raw
+        && commit::verify(table.fragments(), &work.standing(table), judgement))
 }
 
 /// Longer after each attempt, and never the same for two who collide.

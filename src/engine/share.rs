@@ -90,6 +90,11 @@ impl Share {
         self.open[self.index] > 0
     }
 
+    /// How long nothing has become done.
+    pub fn quiet(&self, now: Instant) -> Duration {
+        now.duration_since(self.last_done)
+    }
+
     /// Records that `task` is done, by whomever; `took` if by this worker.
     pub fn done(&mut self, task: usize, took: Option<Duration>, now: Instant) {
         if self.tasks.get(task).is_some_and(|s| *s != State::Done) {

@@ -97,11 +97,7 @@ pub fn lost(
 /// Refuses tables with a write-ahead log: a scan does not see the rows that
 /// are in the log alone.
 pub async fn refuse_wal(view: &ViewInfo, table: &Dataset, what: &str) -> Result<()> {
-    let shards = table
-        .list_mem_wal_latest_shard_ids()
-        .await
-        .map_err(|e| storage(&format!("the write-ahead log of {what}"), e))?;
-    if shards.is_empty() {
+    if !has_wal(table, what).await? {
         return Ok(());
     }
     Err(EngineError::Unsupported {
@@ -111,4 +107,11 @@ pub async fn refuse_wal(view: &ViewInfo, table: &Dataset, what: &str) -> Result<
             "{what} has rows in a write-ahead log, which a scan does not see; compact the log first"
         ),
     })
+}
+
+/// Whether `table` has a write-ahead log.
+pub async fn has_wal(table: &Dataset, what: &str) -> Result<bool> {
+    let shards = table.list_mem_wal_latest_shard_ids().await;
+    let shards = shards.map_err(|e| storage(&format!("the write-ahead log of {what}"), e))?;
+    Ok(!shards.is_empty())
 }

@@ -19,6 +19,7 @@ use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
 use lance::session::Session;
+use lance_io::local::to_local_path;
 use lance_io::object_store::{
     ObjectStore, ObjectStoreParams, ObjectStoreRegistry, StorageOptionsAccessor,
     WrappingObjectStore,
@@ -43,6 +44,9 @@ const RETRIES_OPTION: &str = "client_max_retries";
 /// default, 3, is over within a second, and a bucket that is being spread over
 /// more servers refuses calls for longer than that.
 const RETRIES: u32 = 10;
+
+/// Lance's scheme for local files that are reached as objects are.
+const LOCAL_OBJECTS: &str = "file-object-store";
 
 /// How many objects are looked at together.
 pub(super) const HEADS: usize = 128;
@@ -343,6 +347,22 @@ impl Objects {
             }
         }
         Ok(())
+    }
+
+    /// Removes those of `folders` that are empty, one after the other: among local
+    /// files they stay when what was in them is deleted. Other stores have none.
+    pub async fn remove_empty(&self, folders: Vec<Path>) {
+        let local = self.store.has_direct_local_paths() || self.store.scheme() == LOCAL_OBJECTS;
+        if !local {
+            return;
+        }
+        let removed = tokio::task::spawn_blocking(move || {
+            for folder in folders {
+                // One that is not empty, or is gone by now, is left as it is.
+                let _ = std::fs::remove_dir(to_local_path(&folder));
+            }
+        });
+        let _ = removed.await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 
-use super::error::Result;
+use super::error::{EngineError, Result};
 use super::ledger::{self, STAGED_FOR};
 use super::outcome::KEPT_FOR;
 use super::partials;
@@ -21,10 +21,14 @@ const LEFTOVERS: usize = 64;
 /// What there is to remove, as it was listed.
 pub struct Rubbish {
     /// The refresh's own plans and staged claims.
-    own: Vec<Path>,
+    own: Vec<Listed>,
     /// Those of each other refresh.
     others: Vec<Vec<Listed>>,
+    /// The refreshes of whose plans there is nothing but a folder.
+    empty: Vec<String>,
     outcomes: Vec<Listed>,
+    /// Surplus ledgers.
+    ledgers: Vec<Path>,
 }
 
 /// Lists what `refresh` and others left.
@@ -33,51 +37,59 @@ pub async fn look(objects: &Objects, refresh: &str) -> Result<Rubbish> {
         let mut folders = objects.folders(&paths::plans(objects.root())).await?;
         folders.retain(|folder| folder != refresh);
         folders.truncate(LEFTOVERS);
-        futures::stream::iter(folders)
+        let listed = futures::stream::iter(folders)
             .map(|folder| async move {
-                let folder = paths::plan_folder(objects.root(), &folder);
-                objects.list(&folder).await
+                let path = paths::plan_folder(objects.root(), &folder);
+                let listed = objects.list(&path).await?;
+                Ok::<_, EngineError>((folder, listed))
             })
-            .buffered(LEFTOVERS)
-            .try_collect()
-            .await
+            .buffered(LEFTOVERS);
+        listed.try_collect::<Vec<_>>().await
     };
-    let (own, plans, outcomes) = (
+    let (own, outcomes) = (
         paths::plan_folder(objects.root(), refresh),
-        plans,
         paths::outcomes(objects.root()),
     );
-    let (own, others, outcomes) =
-        futures::try_join!(objects.list(&own), plans, objects.list(&outcomes))?;
+    let (own, others, outcomes, ledgers) = futures::try_join!(
+        objects.list(&own),
+        plans,
+        objects.list(&outcomes),
+        ledger::surplus(objects)
+    )?;
+    let (empty, others): (Vec<_>, Vec<_>) = others
+        .into_iter()
+        .partition(|(_, listed)| listed.is_empty());
     Ok(Rubbish {
-        own: own.into_iter().map(|listed| listed.path).collect(),
-        others,
+        own,
+        others: others.into_iter().map(|(_, listed)| listed).collect(),
+        empty: empty.into_iter().map(|(folder, _)| folder).collect(),
         outcomes,
+        ledgers,
     })
 }
 
 /// Removes what is there once `refresh`, of which `work` was done, has recorded
 /// its outcome.
 pub async fn remove(objects: &Objects, refresh: &str, work: &Work, rubbish: Rubbish) -> Result<()> {
-    let old = async {
-        if rubbish.others.is_empty() && rubbish.outcomes.is_empty() {
-            return Ok(());
-        }
-        // Just written: so that is what the store's clock says.
-        let recorded = paths::outcome(objects.root(), refresh);
-        let Some(now) = objects.modified(&recorded).await? else {
-            return Ok(());
-        };
-        objects
-            .delete(old(&rubbish.others, &rubbish.outcomes, now))
-            .await
-    };
+    // Its plan was written a while ago: later it is by the store's clock, and
+    // nothing seems older than it is.
+    let now = rubbish.own.iter().map(|listed| listed.modified).max();
+    let old = now.map(|now| old(&rubbish.others, &rubbish.outcomes, now));
+    let own = rubbish.own.into_iter().map(|listed| listed.path);
+    let gone = own.chain(old.into_iter().flatten()).chain(rubbish.ledgers);
     futures::try_join!(
-        objects.delete(rubbish.own),
-        old,
-        ledger::prune(objects),
+        objects.delete(gone.collect()),
         partials::prune(objects, work, refresh)
     )?;
+    let root = objects.root();
+    let folders = rubbish.empty.iter().map(String::as_str).chain([refresh]);
+    let folders = folders.flat_map(|folder| {
+        [
+            paths::claims(root, folder),
+            paths::plan_folder(root, folder),
+        ]
+    });
+    objects.remove_empty(folders.collect()).await;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use super::error::{EngineError, Result};
 use super::execute::Workbench;
 use super::fingerprint::{Fingerprint, Reads};
 use super::freshness::open_source;
+use super::guess::Guess;
 use super::ledger::{Claim, Columns, Standing};
 use super::memory::Memory;
 use super::merge;
@@ -71,9 +72,16 @@ async fn source(
     view: &ViewInfo,
     at: usize,
     fixed: Option<&Plan>,
+    guess: &Guess,
 ) -> Result<Option<Arc<Dataset>>> {
     let pinned = fixed.and_then(|plan| plan.sources.get(at));
     let wanted = pinned.map(|p| p.version).or(request.src_version);
+    let fits = |source: &Dataset| pinned.is_none_or(|pinned| *pinned == Pinned::of(source));
+    if let Some(source) = guess.get(&view.sources[at], wanted)
+        && fits(&source)
+    {
+        return Ok(Some(source));
+    }
     let source = match open_source(catalog, view, &view.sources[at], wanted).await {
         Err(EngineError::SourceVersionGone { .. })
             if fixed.is_some() && request.src_version.is_none() =>
@@ -82,7 +90,7 @@ async fn source(
         }
         other => other?,
     };
-    if pinned.is_some_and(|pinned| *pinned != Pinned::of(&source)) {
+    if !fits(&source) {
         // The source was re-created since.
         return Ok(None);
     }
@@ -111,11 +119,12 @@ impl Work {
         fixed: Option<&Plan>,
     ) -> Result<Option<Work>> {
         let opened = view::open(catalog, &request.view).await?;
-        Self::of(catalog, request, opened, fixed).await
+        Self::of(catalog, request, opened, fixed, &Guess::default()).await
     }
 
     /// Opens the sources of `view` at the versions that were `fixed`, or asked
-    /// for, or the latest. The plan has no units yet. `Ok(None)`: what was fixed
+    /// for, or the latest, where they are not among those that were guessed. The
+    /// plan has no units yet. `Ok(None)`: what was fixed
     /// cannot be carried out any more. Errors: those of the view, of its source,
     /// and of a definition that no longer fits.
     pub async fn of(
@@ -123,6 +132,7 @@ impl Work {
         request: &Request,
         (view, table): (ViewInfo, Dataset),
         fixed: Option<&Plan>,
+        guess: &Guess,
     ) -> Result<Option<Work>> {
         view.require_refreshable()?;
         view.require_incarnation(request.expected_incarnation.as_deref())?;
@@ -130,8 +140,8 @@ impl Work {
         if fixed.is_some_and(|plan| plan.sources.len() != view.sources.len()) {
             return Ok(None);
         }
-        let sources =
-            (0..view.sources.len()).map(|at| source(catalog, request, &view, at, fixed).boxed());
+        let sources = (0..view.sources.len())
+            .map(|at| source(catalog, request, &view, at, fixed, guess).boxed());
         // At once: a store that is far away takes long to answer each.
         let ((), sources) = futures::try_join!(
             staged::refuse_wal(&view, &table, "the view"),

@@ -11,7 +11,7 @@ use lance::dataset::WriteMode;
 use lance_namespace::LanceNamespace;
 use lance_namespace::models::{CreateNamespaceRequest, DeclareTableRequest};
 use lance_namespace_impls::DirectoryNamespaceBuilder;
-use lancedb::materialized_view::definition_metadata_from_sql;
+use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use relance::engine::catalog::Catalog;
 use relance::engine::error::EngineError;
 use relance::engine::freshness::{self, Current, Freshness};
@@ -520,4 +520,58 @@ async fn progress_counts_what_is_kept_and_ends_full() {
     assert_eq!(last.units_total, outcome.units_total);
     assert_eq!(last.units_done, outcome.units_total);
     assert_eq!(last.rows_written, outcome.rows_written);
+}
+
+#[tokio::test]
+async fn refreshes_leave_no_folders_behind_among_local_files() {
+    let mut db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    let plans = std::path::Path::new(&db.path("v")).join("_relance/plans");
+    // Such as earlier versions left.
+    for n in 0..3 {
+        std::fs::create_dir_all(plans.join(format!("old-{n}/claims"))).unwrap();
+    }
+    let other = plans.join("under-way/claims");
+    std::fs::create_dir_all(&other).unwrap();
+    std::fs::write(other.join("unit.json"), "{}").unwrap();
+    for _ in 0..3 {
+        let more = db.batch(50);
+        db.write(more, WriteMode::Append, 30).await;
+        db.refresh("v").await.unwrap();
+        db.refresh("v").await.unwrap();
+        let left: Vec<_> = std::fs::read_dir(&plans).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(other.join("unit.json").exists(), "it is not a day old");
+    }
+}
+
+#[tokio::test]
+async fn a_view_redefined_over_another_source_is_computed_from_that_one() {
+    let mut db = filled(true).await;
+    let sql = |source: &str| format!("SELECT id FROM {source} WHERE id >= 0");
+    db.create_view("v", &sql("src"), Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    let other = db.batch(7);
+    let ids = other.project(&[other.schema().index_of("id").unwrap()]);
+    let reader = RecordBatchIterator::new([Ok(other.clone())], other.schema());
+    Dataset::write(reader, &db.path("other"), None)
+        .await
+        .unwrap();
+    let mut view = db.open("v").await;
+    let redefined = Some(definition_metadata_from_sql(&sql("other")));
+    view.update_schema_metadata([(DEFINITION_META_KEY.to_string(), redefined)])
+        .await
+        .unwrap();
+    // What it was refreshed from last, and is opened ahead, is the wrong table.
+    assert_eq!(db.refresh("v").await.unwrap().rows_written, 7);
+    assert_eq!(db.rows("v").await, render(&[ids.unwrap()]));
+    // And a source that is gone is missed by nobody.
+    std::fs::remove_dir_all(db.path("src")).unwrap();
+    assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
+    std::fs::remove_dir_all(db.path("other")).unwrap();
+    let error = db.refresh("v").await.unwrap_err();
+    assert!(
+        matches!(&error, EngineError::SourceNotFound { table, .. } if table == "other"),
+        "{error}"
+    );
 }

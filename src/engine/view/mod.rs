@@ -148,16 +148,27 @@ pub async fn inspect(catalog: &Catalog, id: &[String]) -> Result<ViewInfo> {
 /// As [`inspect`], with the view's table as it is now, freshly opened.
 pub async fn open(catalog: &Catalog, id: &[String]) -> Result<(ViewInfo, Dataset)> {
     let uri = catalog.locate(id).await?;
-    let dataset =
-        catalog
-            .store()
-            .open(&uri, None)
-            .await?
-            .ok_or_else(|| EngineError::ViewNotFound {
-                view: id.join(DELIMITER),
-            })?;
-    let info = read(id, &uri, &dataset)?;
+    open_at(catalog, id, &uri).await
+}
+
+/// As [`open`], where the catalog has just said that the view is at `uri`.
+pub async fn open_at(catalog: &Catalog, id: &[String], uri: &str) -> Result<(ViewInfo, Dataset)> {
+    let opened = catalog.store().open(uri, None).await?;
+    let dataset = opened.ok_or_else(|| EngineError::ViewNotFound {
+        view: id.join(DELIMITER),
+    })?;
+    let info = read(id, uri, &dataset)?;
     Ok((info, dataset))
+}
+
+/// As [`open`], where the view was at `uri` before: it is opened there while the
+/// catalog is asked where it is now.
+pub async fn reopen(catalog: &Catalog, id: &[String], uri: &str) -> Result<(ViewInfo, Dataset)> {
+    let (now, opened) = futures::try_join!(catalog.locate(id), catalog.store().open(uri, None))?;
+    match opened {
+        Some(dataset) if now == uri => Ok((read(id, uri, &dataset)?, dataset)),
+        _ => open_at(catalog, id, &now).await,
+    }
 }
 
 /// What the table `dataset` says of itself. Errors: `NotAView`.
