@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod names;
 pub mod reasons;
 pub mod refresh;
+mod rules;
 pub mod schema;
 pub mod status;
 pub mod validate;

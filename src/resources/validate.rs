@@ -7,9 +7,10 @@
 
 use std::sync::LazyLock;
 
-use kube::core::cel::{CompiledSchema, ErrorKind, Validator, compile_schema};
+use kube::core::cel::{CompiledSchema, ErrorKind, Validator, apply_defaults, compile_schema};
 use serde_json::Value;
 
+use super::rules::Quick;
 use super::{MaterializedViewRefresh, schema};
 
 /// A rule that an object breaks.
@@ -51,6 +52,7 @@ struct Rules {
     schema: Value,
     compiled: CompiledSchema,
     validator: Validator,
+    quick: Quick,
 }
 
 impl Rules {
@@ -58,6 +60,7 @@ impl Rules {
         Self {
             compiled: compile_schema(&schema),
             validator: Validator::new(),
+            quick: Quick::default(),
             schema,
         }
     }
@@ -68,6 +71,9 @@ impl Rules {
         bounds(&self.schema, object, "", &mut found);
         // A rule that reads a value of the wrong shape only says so less well.
         if found.is_empty()
+            && !self
+                .quick
+                .all_hold(&self.compiled, &apply_defaults(&self.schema, object))
             && let Err(errors) = self
                 .validator
                 .validate_compiled(&self.compiled, object, None)
