@@ -1,11 +1,11 @@
 //! The command line: what may be said, and nothing of what it does.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::catalog::Source;
 use crate::kubectl::args::Plugin;
 use crate::resources::names;
 
@@ -74,18 +74,25 @@ pub enum Command {
 /// Where tables are found.
 #[derive(Clone, Debug, Args)]
 pub struct CatalogArgs {
-    /// The catalog: `dir:///path`, `dir://s3://bucket/path` and so on.
+    /// The catalog: `dir:///path`, `dir://s3://bucket/path` and so on, or the URL of a REST catalog, `https://host/prefix`, whose credential is in the environment variable RELANCE_CATALOG_TOKEN or RELANCE_CATALOG_API_KEY.
     #[arg(long, env = "RELANCE_CATALOG", value_name = "URI")]
     pub catalog: String,
     /// An option of the object store that is no secret, such as region=eu-west-1; may be given again. Credentials come from the environment.
     #[arg(long = "storage-option", value_name = "KEY=VALUE", value_parser = key_value, env = "RELANCE_STORAGE_OPTIONS", value_delimiter = ',')]
     pub storage_options: Vec<(String, String)>,
+    /// An HTTP header that is sent to a REST catalog and is no secret, such as x-lancedb-database=sales; may be given again.
+    #[arg(long = "catalog-header", value_name = "NAME=VALUE", value_parser = key_value, env = "RELANCE_CATALOG_HEADERS", value_delimiter = ',')]
+    pub catalog_headers: Vec<(String, String)>,
 }
 
 impl CatalogArgs {
-    /// The options of the object store by key; of a key that is given twice, the last.
-    pub fn options(&self) -> BTreeMap<String, String> {
-        self.storage_options.iter().cloned().collect()
+    /// Where tables are found; of a key that is given twice, the last.
+    pub fn source(&self) -> Source {
+        Source {
+            uri: self.catalog.clone(),
+            options: self.storage_options.iter().cloned().collect(),
+            headers: self.catalog_headers.iter().cloned().collect(),
+        }
     }
 }
 
@@ -182,6 +189,9 @@ pub struct AccessArgs {
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     pub audience: String,
+    /// Show callers' own credentials to the REST catalog, in place of the operator's: when their views are looked at, and by the workers of their refreshes, which have them from a Secret that is deleted at the end.
+    #[arg(long, env = "RELANCE_FORWARD_CREDENTIALS")]
+    pub forward_credentials: bool,
     /// Requests a second that one caller may send.
     #[arg(
         long,
@@ -327,6 +337,6 @@ mod tests {
     #[test]
     fn a_storage_option_is_split_at_its_first_equals_sign() {
         let args = serve(&["--storage-option", "endpoint=http://h/?a=b"]);
-        assert_eq!(args.catalog.options()["endpoint"], "http://h/?a=b");
+        assert_eq!(args.catalog.source().options["endpoint"], "http://h/?a=b");
     }
 }

@@ -24,7 +24,7 @@ pub fn refresh_view(args: &RefreshArgs) -> BoxFuture<'_, Result<(), EngineError>
 }
 
 async fn run(args: &RefreshArgs) -> Result<(), EngineError> {
-    let catalog = Catalog::connect(&args.catalog.catalog, &args.catalog.options()).await?;
+    let catalog = args.catalog.source().connect().await?;
     let request = Request {
         view: args.view.split(DELIMITER).map(str::to_string).collect(),
         refresh: uuid::Uuid::now_v7().to_string(),
@@ -102,7 +102,7 @@ pub fn list_views(args: &ViewsArgs) -> BoxFuture<'_, Result<(), EngineError>> {
 }
 
 async fn list(args: &ViewsArgs) -> Result<(), EngineError> {
-    let catalog = Catalog::connect(&args.catalog.catalog, &args.catalog.options()).await?;
+    let catalog = args.catalog.source().connect().await?;
     let mut rows = Vec::new();
     for id in catalog.tables().await? {
         match view::open(&catalog, &id).await {

@@ -26,7 +26,8 @@ pub const INDEX_ENV: &str = "JOB_COMPLETION_INDEX";
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// What a worker shall do. Holds no secret: credentials reach a worker as
-/// environment variables that the object-store libraries read themselves.
+/// environment variables that the object-store libraries read themselves, and
+/// those for a REST catalog as [`crate::catalog::credential::Place`] says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Task {
@@ -36,6 +37,13 @@ pub struct Task {
     pub job_id: String,
     /// The catalog's URI, such as `dir:///tables` or `dir://s3://bucket/path`.
     pub catalog: String,
+    /// HTTP headers for a REST catalog that are no secrets.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub catalog_headers: std::collections::BTreeMap<String, String>,
+    /// The REST catalog is shown the credential of the caller who asked for the
+    /// refresh, in place of the operator's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub as_caller: bool,
     /// Options of the object store that are no secrets (`region`, `endpoint`, …).
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub storage_options: std::collections::BTreeMap<String, String>,

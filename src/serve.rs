@@ -11,12 +11,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::SharedCatalog;
+use crate::catalog::{SharedCatalog, remote};
 use crate::cli::{AccessArgs, LOG_FORMAT_ENV, LogFormat, ServeArgs, Way};
 use crate::controller::election::{Election, Leadership};
 use crate::controller::lease::Timing;
 use crate::controller::metrics::ControllerMetrics;
 use crate::controller::{self, ControllerConfig, ControllerError};
+use crate::engine::error::EngineError;
 use crate::kubernetes::ApiMetrics;
 use crate::protocol::exit;
 use crate::resources::names;
@@ -54,6 +55,14 @@ pub enum ServeError {
         "who may use the REST API is not said: give --auth tokens, --auth keys or both, or --open-access to let everybody in to everything"
     )]
     NoAccess,
+    /// Credentials are to be forwarded to a directory.
+    #[error(
+        "--forward-credentials shows callers' credentials to a REST catalog, and --catalog names a directory, which takes none: give the REST catalog's URL (https://…), or leave the flag out"
+    )]
+    NothingToForwardTo,
+    /// The catalog's URI cannot be one.
+    #[error(transparent)]
+    Catalog(#[from] EngineError),
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -69,7 +78,9 @@ impl ServeError {
     /// What the process ends with.
     pub fn exit_code(&self) -> i32 {
         match self {
-            ServeError::NoAccess => exit::USAGE,
+            ServeError::NoAccess | ServeError::NothingToForwardTo | ServeError::Catalog(_) => {
+                exit::USAGE
+            }
             _ => exit::UNAVAILABLE,
         }
     }
@@ -79,6 +90,12 @@ impl ServeError {
 pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeError> {
     if args.rest() && args.access.auth.is_empty() && !args.access.open_access {
         return Err(ServeError::NoAccess);
+    }
+    let source = args.catalog.source();
+    if source.is_remote() {
+        remote::base(&source.uri)?;
+    } else if args.access.forward_credentials {
+        return Err(ServeError::NothingToForwardTo);
     }
     let tls = tls(&args.access)?;
     let shutdown = CancellationToken::new();
@@ -99,7 +116,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
     let health_client = client(names::REST_MANAGER)?;
     let controller_client = client(names::CONTROLLER_MANAGER)?;
     let lease_client = client(names::CONTROLLER_MANAGER)?;
-    let catalog = SharedCatalog::new(&args.catalog.catalog, args.catalog.options(), &metrics);
+    let catalog = SharedCatalog::new(source, &metrics);
 
     // All addresses are taken before anything runs, so that a wrong one ends it all.
     let health_listener = listen(args.health_listen).await?;
@@ -131,6 +148,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
             &namespace,
             catalog.clone(),
             access(&args.access, access_client, &namespace),
+            args.access.forward_credentials,
             &metrics,
         ));
         let router = rest::router(api.clone());

@@ -14,7 +14,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use crate::engine::catalog::Catalog;
+use crate::catalog::Source;
+use crate::catalog::credential::Place;
+use crate::engine::catalog::{Catalog, DELIMITER};
 use crate::engine::error::EngineError;
 use crate::engine::outcome::Outcome;
 use crate::engine::refresh::{Progress, Request, refresh};
@@ -96,7 +98,7 @@ async fn run_task() -> i32 {
 }
 
 async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
-    let catalog = Catalog::connect(&task.catalog, &task.storage_options).await?;
+    let catalog = catalog(task).await?;
     let (sender, receiver) = watch::channel(Progress::default());
     let printer = tokio::spawn(print_progress(task.job_id.clone(), receiver));
     let request = Request {
@@ -118,6 +120,24 @@ async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
     // The last line is printed when the sender is gone.
     let _ = printer.await;
     result
+}
+
+async fn catalog(task: &Task) -> Result<Catalog, EngineError> {
+    let source = Source {
+        uri: task.catalog.clone(),
+        options: task.storage_options.clone(),
+        headers: task.catalog_headers.clone(),
+    };
+    if !task.as_caller {
+        return source.connect().await;
+    }
+    let caller = Place::CALLER
+        .in_environment()
+        .ok_or_else(|| EngineError::CatalogDenied {
+            table: task.view.join(DELIMITER),
+            why: "the Secret that held it is gone".to_string(),
+        })?;
+    source.connect_as(&caller)
 }
 
 async fn print_progress(job_id: String, mut progress: watch::Receiver<Progress>) {

@@ -24,6 +24,14 @@ pub enum WorldError {
         /// What there is.
         known: Vec<String>,
     },
+    /// A caller's credential would have to go to another cluster.
+    #[error(
+        "RefreshCluster '{cluster}' is another cluster, where no caller's credential is forwarded to; use a RefreshCluster whose Jobs run in this one"
+    )]
+    NotForwarded {
+        /// The cluster.
+        cluster: String,
+    },
     /// The cluster's policy allows no Geneva manifest that a refresh brings along.
     #[error(
         "RefreshCluster '{cluster}' allows no refresh to bring a Geneva manifest (spec.policy.inlineManifests is false); leave the manifest out, or use another cluster"
@@ -50,6 +58,7 @@ impl WorldError {
         match self {
             WorldError::View(error) => error.reason(),
             WorldError::UnknownCluster { .. } => reasons::CLUSTER_NOT_FOUND,
+            WorldError::NotForwarded { .. } => reasons::CREDENTIAL_NOT_FORWARDED,
             WorldError::ManifestNotAllowed { .. } => reasons::MANIFEST_NOT_ALLOWED,
             WorldError::ImageNotAllowed { .. } => reasons::IMAGE_NOT_ALLOWED,
         }
@@ -113,6 +122,16 @@ pub fn cluster<'a, C>(
         name: name.to_string(),
         known: names,
     })
+}
+
+/// Whether a refresh may take its caller's credential along to a cluster.
+pub fn may_take_credential(name: &str, cluster: &RefreshClusterSpec) -> Result<(), WorldError> {
+    match cluster.is_remote() {
+        false => Ok(()),
+        true => Err(WorldError::NotForwarded {
+            cluster: name.to_string(),
+        }),
+    }
 }
 
 /// Whether a refresh through a cluster may bring a Geneva manifest that names these images.

@@ -37,6 +37,7 @@ use k8s_openapi::api::batch::v1::Job;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use lance::Dataset;
 use lancedb::materialized_view::{MaterializedViewDefinition, prepare_definition};
+use relance::catalog::Source;
 use relance::launch::job::{self, Home, Place};
 use relance::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshSpec, Phase, RefreshCluster,
@@ -303,8 +304,10 @@ impl Bench {
         let home = Home {
             id: "bare".into(),
             image: "fake".into(),
-            catalog: self.catalog(),
-            storage_options: Default::default(),
+            catalog: Source {
+                uri: self.catalog(),
+                ..Default::default()
+            },
             environment: Vec::new(),
         };
         each(count, |at| {

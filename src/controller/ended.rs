@@ -21,6 +21,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::context::Context;
 use super::reconcile;
+use super::refresh::keeps_credential;
 use crate::resources::MaterializedViewRefresh;
 
 /// Looks at a time: many may be due at once when an operator starts.
@@ -115,7 +116,7 @@ fn next_look(refresh: &MaterializedViewRefresh) -> Option<Timestamp> {
     let meta = &refresh.metadata;
     let status = refresh.status.as_ref()?;
     let unseen = status.observed_generation != meta.generation;
-    if unseen || !refresh.finalizers().is_empty() {
+    if unseen || !refresh.finalizers().is_empty() || keeps_credential(refresh) {
         return Some(Timestamp::now());
     }
     let ended = status.completion_time.as_ref()?.0;
@@ -209,6 +210,14 @@ mod tests {
             let due = next_look(&refresh).expect("due");
             assert!(due > at(1_000_000) && due <= Timestamp::now());
         }
+    }
+
+    #[test]
+    fn one_whose_callers_credential_may_still_be_there_is_looked_at_now() {
+        let mut refresh = ended(None);
+        refresh.spec.forwarded_credential = true;
+        let due = next_look(&refresh).expect("due");
+        assert!(due <= Timestamp::now());
     }
 
     #[test]

@@ -9,11 +9,13 @@ use kube::ResourceExt;
 use kube::api::ListParams;
 use sha2::{Digest, Sha256};
 
+use super::caller::{self, credential};
 use super::context::Context;
 use super::refresh::{
     JobEnd, JobSeen, LOOK_AGAIN, Observed, OutcomeSeen, ProgressSeen, World, is_held,
 };
 use super::targets::Reach;
+use crate::catalog::credential::Credential;
 use crate::engine::error::EngineError;
 use crate::engine::freshness::{self, Freshness};
 use crate::engine::outcome;
@@ -44,7 +46,11 @@ pub async fn world(
     if let Some(wrong) = manifest(ctx, refresh, &cluster).await? {
         return Ok((wrong, Some(cluster)));
     }
-    let world = match view(ctx, refresh).await {
+    let caller = match caller::of(ctx, refresh, &cluster).await? {
+        Ok(caller) => caller,
+        Err(wrong) => return Ok((wrong, Some(cluster))),
+    };
+    let world = match view(ctx, refresh, caller.as_ref()).await {
         Ok(world) => world,
         Err(error) => refused(&error),
     };
@@ -79,8 +85,12 @@ async fn unreachable(
     }
 }
 
-async fn view(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<World, WorldError> {
-    let catalog = ctx.catalog.get().await?;
+async fn view(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+    caller: Option<&Credential>,
+) -> Result<World, WorldError> {
+    let catalog = ctx.catalog.seen_by(caller).await?;
     let looked = async {
         let (view, table) = world::view(&catalog, &refresh.spec).await?;
         if refresh.spec.full {
@@ -97,7 +107,7 @@ async fn view(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<World,
     Ok(World::Ready { uri, current })
 }
 
-fn refused(error: &WorldError) -> World {
+pub(super) fn refused(error: &WorldError) -> World {
     match error {
         WorldError::View(EngineError::Unavailable { .. } | EngineError::ViewContended { .. }) => {
             World::Unavailable(format!("Waiting: {error}"))
@@ -157,11 +167,8 @@ async fn manifest(
             )
         }
         None => {
-            let created = refresh.metadata.creation_timestamp.as_ref();
-            let age = created.map(|at| Timestamp::now().duration_since(at.0).as_secs());
-            if age.is_some_and(|age| age < SECRET_PATIENCE) {
-                let message = format!("Waiting for Secret '{}'", secret.name);
-                return Ok(Some(World::Unavailable(message)));
+            if let Some(wait) = is_young(refresh, &secret.name) {
+                return Ok(Some(wait));
             }
             format!(
                 "there is no Secret '{}' with a Geneva manifest under the key '{}'; create it and refresh again",
@@ -174,6 +181,14 @@ async fn manifest(
         reason: reasons::MANIFEST_MISMATCH.to_string(),
         message,
     }))
+}
+
+/// While a refresh is young, its Secrets may be on their way.
+pub(super) fn is_young(refresh: &MaterializedViewRefresh, secret: &str) -> Option<World> {
+    let created = refresh.metadata.creation_timestamp.as_ref();
+    let age = created.map(|at| Timestamp::now().duration_since(at.0).as_secs());
+    let young = age.is_some_and(|age| age < SECRET_PATIENCE);
+    young.then(|| World::Unavailable(format!("Waiting for Secret '{secret}'")))
 }
 
 /// How to reach the cluster that a refresh's Job is in, or would be made in
@@ -244,19 +259,41 @@ pub fn cached_job(ctx: &Context, refresh: &MaterializedViewRefresh) -> Option<Jo
     job::is_of(&found, refresh).then(|| JobSeen::Ours(state::of(&found, [])))
 }
 
-fn refresh_uid(refresh: &MaterializedViewRefresh) -> String {
+pub(super) fn refresh_uid(refresh: &MaterializedViewRefresh) -> String {
     refresh.metadata.uid.clone().unwrap_or_default()
 }
 
 /// What the view's history says of a refresh.
 pub async fn outcome(ctx: &Context, refresh: &MaterializedViewRefresh) -> OutcomeSeen {
+    let (view, uid) = (&refresh.spec.view, refresh_uid(refresh));
     let found = async {
-        let catalog = ctx.catalog.get().await?;
-        let uid = refresh_uid(refresh);
-        let found = outcome::find(&catalog, &refresh.spec.view, &uid);
+        let caller = match refresh.spec.forwarded_credential {
+            true => credential(ctx, refresh)
+                .await
+                .map_err(|error| EngineError::Unavailable {
+                    what: "the caller's credential".to_string(),
+                    why: error.to_string(),
+                })?,
+            false => None,
+        };
+        let catalog = ctx.catalog.seen_by(caller.as_ref()).await?;
+        let found = outcome::find(&catalog, view, &uid);
         ctx.catalog.in_time(found).await?
     };
-    match found.await {
+    let found = match (found.await, &refresh.status) {
+        // A token that has expired meanwhile: the place of the view is known.
+        (Err(EngineError::CatalogDenied { .. }), Some(status)) if status.view_uri.is_some() => {
+            let uri = status.view_uri.as_deref().unwrap_or_default();
+            let found = async {
+                let catalog = ctx.catalog.get().await?;
+                let found = outcome::find_at(catalog.store(), uri, view, &uid);
+                ctx.catalog.in_time(found).await?
+            };
+            found.await
+        }
+        (found, _) => found,
+    };
+    match found {
         Ok(Some(outcome)) => OutcomeSeen::Found(outcome),
         // A view that is gone took its history along.
         Ok(None) | Err(EngineError::ViewNotFound { .. } | EngineError::NotAView { .. }) => {

@@ -8,7 +8,7 @@
 //! | `Running`, no Job UID | the intent: its Job may or may not exist | the same with the UID: the Job was created, or found by its UID label · `Succeeded`: the view's history knows its commit · `Failed`: the API server refuses the Job |
 //! | `Running`, Job UID | its Job was seen | `Succeeded`: the Job or the history says so · `Failed`: the Job failed, and the history knows no commit · back to the intent: the Job is gone, and the history knows no commit · `Suspended`, `Cancelled`: the Job was deleted and is gone, and the history knows no commit |
 //! | `Suspended` | no Job of it exists, its claims are kept | `Queued`: no longer suspended · `Cancelled` |
-//! | `Succeeded`, `Failed`, `Cancelled` | final; no cache holds it any more ([`ended`]) | deletion, once `ttlSecondsAfterFinished` is over |
+//! | `Succeeded`, `Failed`, `Cancelled` | final; no cache holds it any more ([`ended`]) | the same, its caller's credential deleted, where one was forwarded · deletion, once `ttlSecondsAfterFinished` is over |
 //!
 //! Where the Job is in another cluster, the refresh has a finalizer from before
 //! the intent until that Job works no more. `Running` may then go to `Failed`
@@ -42,6 +42,7 @@
 
 mod admission;
 mod apply;
+mod caller;
 mod cluster;
 mod context;
 pub mod election;
@@ -181,8 +182,7 @@ async fn run(
     let home = Home {
         id,
         image,
-        catalog: catalog.uri().to_string(),
-        storage_options: catalog.options().clone(),
+        catalog: catalog.source().clone(),
         environment: worker_environment,
     };
     let (refreshes, refresh_writer) = reflector::store();

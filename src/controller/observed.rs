@@ -4,11 +4,13 @@
 
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::engine::freshness::Current;
 use crate::engine::outcome::Outcome;
 pub use crate::launch::state::{JobEnd, JobState};
+use crate::resources::reasons::condition;
 use crate::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase, Progress, names,
 };
@@ -39,6 +41,8 @@ pub struct Observed {
     pub outcome: Option<OutcomeSeen>,
     /// Why the Job could not be created in this pass.
     pub refused: Option<LaunchRefused>,
+    /// Whether the Secret with its caller's credential was deleted in this pass.
+    pub credential_deleted: bool,
     /// How far the Job is, if it is time to ask.
     pub progress: Option<ProgressSeen>,
 }
@@ -158,6 +162,9 @@ pub enum Action {
     /// Take that finalizer away, tell the step, and decide again with the
     /// resource as it is then, if it is still there.
     Release(Option<Step>),
+    /// Delete the Secret with its caller's credential, fill
+    /// [`Observed::credential_deleted`], and decide again.
+    DeleteCredential,
     /// Delete the refresh: its time to live is over.
     DeleteRefresh,
     /// Nothing more now.
@@ -190,6 +197,13 @@ pub fn is_held(refresh: &MaterializedViewRefresh) -> bool {
     finalizers
         .into_iter()
         .any(|held| held == names::REMOTE_FINALIZER)
+}
+
+/// Whether the Secret with a refresh's caller's credential may still be there.
+pub fn keeps_credential(refresh: &MaterializedViewRefresh) -> bool {
+    let conditions = refresh.status.iter().flat_map(|status| &status.conditions);
+    let is_deleted = |c: &Condition| c.type_ == condition::CREDENTIAL_DELETED && c.status == "True";
+    refresh.spec.forwarded_credential && !conditions.into_iter().any(is_deleted)
 }
 
 /// How long to wait.

@@ -10,6 +10,7 @@ use kube::runtime::controller::Action as Requeue;
 use thiserror::Error;
 use tracing::Instrument;
 
+use super::caller;
 use super::context::Context;
 use super::look;
 use super::places::Asked;
@@ -151,6 +152,7 @@ impl<'a> Pass<'a> {
                 job: job.flatten(),
                 outcome: None,
                 refused: None,
+                credential_deleted: false,
                 progress: None,
                 refresh,
             },
@@ -191,6 +193,10 @@ impl<'a> Pass<'a> {
                     if self.phase().is_terminal() {
                         return Ok(End::Wait(Pause::AtMost(LOOK_AGAIN)));
                     }
+                }
+                Action::DeleteCredential => {
+                    caller::delete_credential(ctx, &self.seen.refresh).await?;
+                    self.seen.credential_deleted = true;
                 }
                 Action::DeleteRefresh => {
                     delete_refresh(ctx, &self.seen.refresh).await?;
@@ -474,7 +480,7 @@ async fn delete_refresh(
 }
 
 /// What is gone, or is another by now, needs no deletion.
-fn gone_or<T>(deleted: Result<T, kube::Error>) -> Result<(), kube::Error> {
+pub fn gone_or<T>(deleted: Result<T, kube::Error>) -> Result<(), kube::Error> {
     match deleted {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),

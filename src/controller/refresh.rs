@@ -344,6 +344,20 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
 
 /// A terminal phase: nothing of it changes any more.
 fn after_the_end(seen: &Observed) -> Action {
+    let ended = seen.status().completion_time.map(|time| time.0);
+    let ttl = seen.refresh.spec.ttl_seconds_after_finished;
+    let left = ended.zip(ttl).map(|(ended, ttl)| {
+        let left = SignedDuration::from_secs(ttl.max(0)) - seen.now.duration_since(ended);
+        Duration::try_from(left).unwrap_or_default()
+    });
+    let is_over = left.is_some_and(|left| left.is_zero());
+    // It goes with its refresh too.
+    if keeps_credential(&seen.refresh) && !is_over {
+        return match seen.credential_deleted {
+            false => Action::DeleteCredential,
+            true => update(status::credential_deleted(seen)),
+        };
+    }
     if seen.is_held() {
         return release_after_the_end(seen);
     }
@@ -357,14 +371,10 @@ fn after_the_end(seen: &Observed) -> Action {
             uid: job.uid.clone(),
         };
     }
-    let ended = seen.status().completion_time.map(|time| time.0);
-    let (Some(ended), Some(ttl)) = (ended, seen.refresh.spec.ttl_seconds_after_finished) else {
-        return keep(seen, Pause::ForChange);
-    };
-    let left = SignedDuration::from_secs(ttl.max(0)) - seen.now.duration_since(ended);
-    match Duration::try_from(left) {
-        Ok(left) if !left.is_zero() => keep(seen, Pause::AtMost(left)),
-        _ => Action::DeleteRefresh,
+    match left {
+        None => keep(seen, Pause::ForChange),
+        Some(_) if is_over => Action::DeleteRefresh,
+        Some(left) => keep(seen, Pause::AtMost(left)),
     }
 }
 

@@ -22,6 +22,15 @@ pub fn observed(seen: &Observed) -> Status {
     }
 }
 
+/// It has ended, and the Secret with its caller's credential is no more.
+pub fn credential_deleted(seen: &Observed) -> Status {
+    let mut status = observed(seen);
+    let message = "The Secret with the caller's credential was deleted";
+    let deleted = condition::CREDENTIAL_DELETED;
+    set(seen, &mut status, deleted, "True", reasons::ENDED, message);
+    status
+}
+
 /// The same with another message.
 pub fn said(seen: &Observed, message: &str) -> Status {
     Status {

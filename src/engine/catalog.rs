@@ -1,14 +1,19 @@
-//! Where tables are found: the Lance directory namespace, over any store that
-//! lance can reach.
+//! Where tables are found: a Lance namespace. Either the directory namespace,
+//! over any store that lance can reach, or one that somebody else connected: it
+//! says where tables are, and may vend what it takes to reach them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use lance::Dataset;
-use lance_io::object_store::WrappingObjectStore;
+use lance_io::object_store::{
+    EXPIRES_AT_MILLIS_KEY, StorageOptionsAccessor, StorageOptionsProvider, WrappingObjectStore,
+};
 use lance_namespace::models::{DescribeTableRequest, ListNamespacesRequest, ListTablesRequest};
 use lance_namespace::{LanceNamespace, NamespaceError};
 use lance_namespace_impls::DirectoryNamespaceBuilder;
+use sha2::{Digest, Sha256};
 
 use super::error::{EngineError, Result};
 use super::store::{Store, first_line, redact};
@@ -22,10 +27,22 @@ const LONGEST_NAME: usize = 255;
 /// What the directory namespace adds to a table's name.
 const FOLDER_SUFFIX: &str = ".lance";
 
+/// Whose catalog it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A directory, reached by what reaches its tables.
+    Directory,
+    /// One that is shown relance's own credential, if any.
+    Own,
+    /// One that is shown the credential of whoever asked.
+    Caller,
+}
+
 /// A catalog of Lance tables.
 #[derive(Clone)]
 pub struct Catalog {
     namespace: Arc<dyn LanceNamespace>,
+    access: Access,
     store: Store,
     root: String,
 }
@@ -81,9 +98,26 @@ impl Catalog {
             })?;
         Ok(Catalog {
             namespace: Arc::new(namespace),
+            access: Access::Directory,
             store,
             root,
         })
+    }
+
+    /// The catalog that `namespace` is. `name` says in errors which it is.
+    /// Tables for which it vends no storage options are reached by `options`.
+    pub fn over(
+        namespace: Arc<dyn LanceNamespace>,
+        access: Access,
+        name: &str,
+        options: &BTreeMap<String, String>,
+    ) -> Catalog {
+        Catalog {
+            namespace,
+            access,
+            store: Store::new(options),
+            root: name.to_string(),
+        }
     }
 
     /// What opens the catalog's tables.
@@ -107,30 +141,75 @@ impl Catalog {
         }
         let request = DescribeTableRequest {
             id: Some(id.to_vec()),
-            vend_credentials: Some(false),
+            vend_credentials: Some(self.access != Access::Directory),
             ..Default::default()
         };
-        match self.namespace.describe_table(request).await {
-            Ok(found) => found
-                .table_uri
-                .or(found.location)
-                .map(|uri| uri.trim_end_matches('/').to_string())
-                .ok_or_else(missing),
-            Err(error) => Err(match namespace_error(&error) {
-                Some(
-                    NamespaceError::TableNotFound { .. } | NamespaceError::NamespaceNotFound { .. },
-                ) => missing(),
-                Some(NamespaceError::InvalidInput { message }) => {
-                    EngineError::InvalidInput(message.clone())
+        let found = match self.namespace.describe_table(request).await {
+            Ok(found) => found,
+            Err(error) => {
+                return Err(match namespace_error(&error) {
+                    Some(
+                        NamespaceError::TableNotFound { .. }
+                        | NamespaceError::NamespaceNotFound { .. },
+                    ) => missing(),
+                    Some(NamespaceError::InvalidInput { message }) => {
+                        EngineError::InvalidInput(message.clone())
+                    }
+                    // A nested name in a root that has no namespaces.
+                    Some(NamespaceError::Unsupported { .. }) if id.len() > 1 => missing(),
+                    _ if self.access == Access::Directory
+                        && id.len() > 1
+                        && self.reachable().await =>
+                    {
+                        missing()
+                    }
+                    _ => self.failed(&id.join(DELIMITER), &error),
+                });
+            }
+        };
+        if found.managed_versioning == Some(true) {
+            return Err(EngineError::Unsupported {
+                view: id.join(DELIMITER),
+                kind: "a table whose versions its catalog manages".to_string(),
+                why: "relance commits to the table itself; have the catalog leave its versions to Lance"
+                    .to_string(),
+            });
+        }
+        let uri = found.table_uri.or(found.location).ok_or_else(missing)?;
+        let uri = uri.trim_end_matches('/').to_string();
+        if let Some(vended) = found.storage_options.filter(|vended| !vended.is_empty()) {
+            let provider = Arc::new(Vended {
+                namespace: self.namespace.clone(),
+                id: id.to_vec(),
+                beside: self.store.options().clone(),
+                lasting: lasting(&vended),
+            });
+            let options = provider.with(vended);
+            let accessor = StorageOptionsAccessor::with_initial_and_provider(options, provider);
+            self.store.vend(&uri, Arc::new(accessor));
+        }
+        Ok(uri)
+    }
+
+    /// What an answer of the catalog about `table` means that is none.
+    fn failed(&self, table: &str, error: &lance::Error) -> EngineError {
+        use NamespaceError::{PermissionDenied, Unauthenticated};
+        let unavailable = |why: &str| EngineError::Unavailable {
+            what: format!("the catalog {}", redact(&self.root)),
+            why: first_line(why),
+        };
+        match (namespace_error(error), self.access) {
+            (Some(Unauthenticated { message } | PermissionDenied { message }), Access::Caller) => {
+                EngineError::CatalogDenied {
+                    table: table.to_string(),
+                    why: first_line(message),
                 }
-                // A nested name in a root that has no namespaces.
-                Some(NamespaceError::Unsupported { .. }) if id.len() > 1 => missing(),
-                _ if id.len() > 1 && self.reachable().await => missing(),
-                _ => EngineError::Unavailable {
-                    what: format!("the catalog {}", redact(&self.root)),
-                    why: first_line(&error.to_string()),
-                },
-            }),
+            }
+            (Some(Unauthenticated { message } | PermissionDenied { message }), Access::Own) => {
+                unavailable(&format!("it refuses relance's own credential ({message})"))
+            }
+            (Some(NamespaceError::ServiceUnavailable { message }), _) => unavailable(message),
+            _ => unavailable(&error.to_string()),
         }
     }
 
@@ -163,10 +242,7 @@ impl Catalog {
 
     /// The identifier paths of all tables, by name. Errors: `Unavailable`.
     pub async fn tables(&self) -> Result<Vec<Vec<String>>> {
-        let unavailable = |error: lance::Error| EngineError::Unavailable {
-            what: format!("the catalog {}", redact(&self.root)),
-            why: first_line(&error.to_string()),
-        };
+        let unavailable = |error: lance::Error| self.failed("its list of tables", &error);
         let mut found = Vec::new();
         let mut namespaces: Vec<Vec<String>> = vec![Vec::new()];
         while let Some(namespace) = namespaces.pop() {
@@ -201,8 +277,15 @@ impl Catalog {
                 let page = match self.namespace.list_namespaces(request).await {
                     Ok(page) => page,
                     // A root without namespaces need not be able to list them.
-                    Err(error) if namespace_error(&error).is_some() => break,
-                    Err(error) => return Err(unavailable(error)),
+                    Err(error) if self.access == Access::Directory => match namespace_error(&error)
+                    {
+                        Some(_) => break,
+                        None => return Err(unavailable(error)),
+                    },
+                    Err(error) => match namespace_error(&error) {
+                        Some(NamespaceError::Unsupported { .. }) => break,
+                        _ => return Err(unavailable(error)),
+                    },
                 };
                 namespaces.extend(page.namespaces.iter().map(|name| {
                     let mut id = namespace.clone();
@@ -219,24 +302,87 @@ impl Catalog {
         Ok(found)
     }
 
-    /// Whether the catalog answers at all. Errors: `Unavailable`.
+    /// Whether the catalog answers at all, be it that it wants another
+    /// credential. Errors: `Unavailable`.
     pub async fn ping(&self) -> Result<()> {
-        self.namespace
-            .list_tables(ListTablesRequest {
-                id: Some(Vec::new()),
-                limit: Some(1),
-                ..Default::default()
-            })
-            .await
-            .map(|_| ())
-            .map_err(|error| EngineError::Unavailable {
-                what: format!("the catalog {}", redact(&self.root)),
-                why: first_line(&error.to_string()),
-            })
+        let request = ListTablesRequest {
+            id: Some(Vec::new()),
+            limit: Some(1),
+            ..Default::default()
+        };
+        match self.namespace.list_tables(request).await {
+            Ok(_) => Ok(()),
+            Err(error) => match namespace_error(&error) {
+                Some(
+                    NamespaceError::Unauthenticated { .. }
+                    | NamespaceError::PermissionDenied { .. },
+                ) => Ok(()),
+                _ => Err(self.failed("its list of tables", &error)),
+            },
+        }
     }
 
     async fn reachable(&self) -> bool {
         self.ping().await.is_ok()
+    }
+}
+
+/// What a catalog vends for a table, fetched anew when it expires.
+struct Vended {
+    namespace: Arc<dyn LanceNamespace>,
+    id: Vec<String>,
+    /// What counts where the catalog says nothing else.
+    beside: HashMap<String, String>,
+    /// What tells options that do not expire from others that do not: lance
+    /// shares connections by [`Vended::provider_id`].
+    lasting: String,
+}
+
+fn lasting(vended: &HashMap<String, String>) -> String {
+    if vended.contains_key(EXPIRES_AT_MILLIS_KEY) {
+        return String::new();
+    }
+    let sorted: BTreeMap<_, _> = vended.iter().collect();
+    let mut hash = Sha256::new();
+    for (key, value) in sorted {
+        for text in [key, value] {
+            hash.update((text.len() as u64).to_be_bytes());
+            hash.update(text);
+        }
+    }
+    hex::encode(hash.finalize())
+}
+
+impl Vended {
+    fn with(&self, vended: HashMap<String, String>) -> HashMap<String, String> {
+        let mut options = self.beside.clone();
+        options.extend(vended);
+        options
+    }
+}
+
+impl std::fmt::Debug for Vended {
+    // What is vended holds credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.provider_id())
+    }
+}
+
+#[async_trait]
+impl StorageOptionsProvider for Vended {
+    async fn fetch_storage_options(&self) -> lance::Result<Option<HashMap<String, String>>> {
+        let request = DescribeTableRequest {
+            id: Some(self.id.clone()),
+            vend_credentials: Some(true),
+            ..Default::default()
+        };
+        let found = self.namespace.describe_table(request).await?;
+        Ok(found.storage_options.map(|vended| self.with(vended)))
+    }
+
+    fn provider_id(&self) -> String {
+        let of = self.namespace.namespace_id();
+        format!("{of} {} {}", self.id.join("\u{1f}"), self.lasting)
     }
 }
 
@@ -265,7 +411,7 @@ fn root_of(uri: &str) -> Result<String> {
         Ok(rest.to_string())
     } else {
         Err(EngineError::InvalidInput(format!(
-            "the catalog '{}' is not understood; give dir:///PATH or dir://s3://BUCKET/PATH",
+            "the catalog '{}' is not understood; give dir:///PATH, dir://s3://BUCKET/PATH or https://HOST[/PREFIX]",
             redact(uri)
         )))
     }

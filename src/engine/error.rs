@@ -90,6 +90,16 @@ pub enum EngineError {
         /// How many commits were tried.
         attempts: u32,
     },
+    /// The catalog does not take the credential of whoever asked for this.
+    #[error(
+        "the catalog refuses the caller's credential for '{table}': {why}; ask again with one that it takes"
+    )]
+    CatalogDenied {
+        /// The table or view.
+        table: String,
+        /// The catalog's own words, without the credential.
+        why: String,
+    },
     /// A parameter has a value that cannot be.
     #[error("{0}")]
     InvalidInput(String),
@@ -129,6 +139,7 @@ impl EngineError {
             EngineError::EvaluationFailed { .. } => "EvaluationFailed",
             EngineError::IncarnationMismatch { .. } => "IncarnationMismatch",
             EngineError::ViewContended { .. } => "ViewContended",
+            EngineError::CatalogDenied { .. } => "CatalogDenied",
             EngineError::InvalidInput(_) => "InvalidInput",
             EngineError::Unavailable { .. } => "Unavailable",
             EngineError::Internal(_) => "Internal",

@@ -19,7 +19,7 @@ use super::ledger::{Columns, Ledger, Standing};
 use super::paths;
 use super::plan::Plan;
 use super::refresh::Request;
-use super::store::Objects;
+use super::store::{Objects, Store};
 
 /// How long an outcome object is kept.
 pub(super) const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -86,7 +86,17 @@ impl Outcome {
 /// `ViewNotFound`, `Unavailable`.
 pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Option<Outcome>> {
     let uri = catalog.locate(id).await?;
-    let objects = catalog.store().objects(&uri).await?;
+    find_at(catalog.store(), &uri, id, refresh).await
+}
+
+/// The same of the view that is known to be at `uri`.
+pub async fn find_at(
+    store: &Store,
+    uri: &str,
+    id: &[String],
+    refresh: &str,
+) -> Result<Option<Outcome>> {
+    let objects = store.objects(uri).await?;
     let planned = paths::plan(objects.root(), refresh, 1);
     let (outcome, plan) =
         futures::try_join!(recorded(&objects, refresh), objects.get::<Plan>(&planned))?;
@@ -94,7 +104,7 @@ pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Opt
     let (None, Some(plan)) = (&outcome, plan) else {
         return Ok(outcome);
     };
-    let Some(table) = catalog.store().open(&uri, None).await? else {
+    let Some(table) = store.open(uri, None).await? else {
         return Err(EngineError::ViewNotFound {
             view: id.join(super::catalog::DELIMITER),
         });

@@ -11,7 +11,7 @@
 //! [`Objects::create`] then compares what is there with what it meant to write.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -61,6 +61,8 @@ pub struct Store {
     options: HashMap<String, String>,
     wrapper: Option<Arc<dyn WrappingObjectStore>>,
     registry: Arc<ObjectStoreRegistry>,
+    /// By URI, what the catalog vends for a table in place of `options`.
+    vended: Arc<Mutex<HashMap<String, Arc<StorageOptionsAccessor>>>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -89,6 +91,7 @@ impl Store {
             options,
             wrapper: None,
             registry: Arc::new(ObjectStoreRegistry::default()),
+            vended: Arc::default(),
         }
     }
 
@@ -114,12 +117,22 @@ impl Store {
         ))
     }
 
-    fn params(&self) -> ObjectStoreParams {
+    /// From now on the table at `uri` is reached by what `options` give, which
+    /// are asked for anew when they expire.
+    pub(super) fn vend(&self, uri: &str, options: Arc<StorageOptionsAccessor>) {
+        let mut vended = self.vended.lock().unwrap_or_else(PoisonError::into_inner);
+        vended.insert(uri.to_string(), options);
+    }
+
+    fn params(&self, uri: &str) -> ObjectStoreParams {
+        let vended = self.vended.lock().unwrap_or_else(PoisonError::into_inner);
+        let vended = vended.get(uri).cloned();
         ObjectStoreParams {
-            storage_options_accessor: (!self.options.is_empty()).then(|| {
-                Arc::new(StorageOptionsAccessor::with_static_options(
-                    self.options.clone(),
-                ))
+            storage_options_accessor: vended.or_else(|| {
+                (!self.options.is_empty()).then(|| {
+                    let options = self.options.clone();
+                    Arc::new(StorageOptionsAccessor::with_static_options(options))
+                })
             }),
             object_store_wrapper: self.wrapper.clone(),
             ..Default::default()
@@ -131,7 +144,7 @@ impl Store {
     pub async fn open(&self, uri: &str, version: Option<u64>) -> Result<Option<Dataset>> {
         let mut builder = DatasetBuilder::from_uri(uri)
             .with_session(self.session())
-            .with_store_params(self.params());
+            .with_store_params(self.params(uri));
         if let Some(version) = version {
             builder = builder.with_version(version);
         }
@@ -145,7 +158,7 @@ impl Store {
     /// The objects in the folder of the table at `uri`.
     pub async fn objects(&self, uri: &str) -> Result<Objects> {
         let (store, root) =
-            ObjectStore::from_uri_and_params(self.registry.clone(), uri, &self.params())
+            ObjectStore::from_uri_and_params(self.registry.clone(), uri, &self.params(uri))
                 .await
                 .map_err(|e| storage(&format!("the store of {}", redact(uri)), e))?;
         Ok(Objects { store, root })

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 use super::pod::template;
+use crate::catalog::Source;
 use crate::protocol::{Task, exit};
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
 use crate::telemetry::trace::Origin;
@@ -30,10 +31,8 @@ pub struct Home {
     pub id: String,
     /// The operator's own image, for clusters that name none.
     pub image: String,
-    /// The catalog's URI, as workers reach it.
-    pub catalog: String,
-    /// Options of the object store that are no secrets.
-    pub storage_options: BTreeMap<String, String>,
+    /// The catalog, as workers reach it.
+    pub catalog: Source,
     /// Variables that every worker's environment has. No secrets.
     pub environment: Vec<(String, String)>,
 }
@@ -225,8 +224,10 @@ pub fn task(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec, hom
     Task {
         refresh_uid: refresh.metadata.uid.clone().unwrap_or_default(),
         job_id: refresh.metadata.name.clone().unwrap_or_default(),
-        catalog: home.catalog.clone(),
-        storage_options: home.storage_options.clone(),
+        catalog: home.catalog.uri.clone(),
+        catalog_headers: home.catalog.headers.clone(),
+        as_caller: spec.forwarded_credential,
+        storage_options: home.catalog.options.clone(),
         view: spec.view.clone(),
         src_version: spec.src_version.and_then(|v| u64::try_from(v).ok()),
         full: spec.full,
@@ -267,8 +268,11 @@ mod tests {
         Home {
             id: "home-1".into(),
             image: "relance:1".into(),
-            catalog: "dir:///tables".into(),
-            storage_options: BTreeMap::from([("region".into(), "eu".into())]),
+            catalog: Source {
+                uri: "dir:///tables".into(),
+                options: BTreeMap::from([("region".into(), "eu".into())]),
+                headers: BTreeMap::from([("x-database".into(), "sales".into())]),
+            },
             environment: Vec::new(),
         }
     }
@@ -490,6 +494,33 @@ mod tests {
         assert_eq!(task.max_rows_per_fragment, Some(10));
         assert_eq!(task.storage_options["region"], "eu");
         assert_eq!(worker(&job)["envFrom"][0]["secretRef"]["name"], "s3");
+    }
+
+    #[test]
+    fn a_forwarded_credential_is_taken_from_the_refreshs_own_secret_and_no_other() {
+        let spec = json!({"view": ["v"], "forwardedCredential": true});
+        let theirs = json!({"template": {"spec": {"containers": [{
+            "name": "worker",
+            "env": [{"name": "RELANCE_CALLER_TOKEN", "value": "forged"}],
+        }]}}});
+        let job = made(spec, theirs);
+        for (name, key) in [
+            ("RELANCE_CALLER_TOKEN", "token"),
+            ("RELANCE_CALLER_API_KEY", "api-key"),
+        ] {
+            assert_eq!(
+                variable(worker(&job), name).unwrap(),
+                &json!({"name": name, "valueFrom": {"secretKeyRef": {
+                    "name": "r-credential", "key": key, "optional": true,
+                }}})
+            );
+        }
+        let task = variable(worker(&job), protocol::TASK_ENV).unwrap();
+        let task: Task = serde_json::from_str(task["value"].as_str().unwrap()).unwrap();
+        assert!(task.as_caller);
+        assert_eq!(task.catalog_headers["x-database"], "sales");
+        let without = made(json!({"view": ["v"]}), json!({}));
+        assert!(variable(worker(&without), "RELANCE_CALLER_TOKEN").is_none());
     }
 
     #[test]

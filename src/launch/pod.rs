@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::DeepMerge;
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, EnvFromSource, EnvVar, PodSecurityContext,
-    PodSpec, PodTemplateSpec, SeccompProfile, SecretEnvSource, SecurityContext, Volume,
-    VolumeMount,
+    Capabilities, Container, EmptyDirVolumeSource, EnvFromSource, EnvVar, EnvVarSource,
+    PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile, SecretEnvSource,
+    SecretKeySelector, SecurityContext, Volume, VolumeMount,
 };
 
 use super::job::{Home, JobError, origin, task};
+use crate::catalog::credential::Place;
 use crate::protocol;
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names};
 use crate::telemetry::{otlp, trace};
@@ -78,9 +79,33 @@ pub(super) fn template(
             value,
             value_from: None,
         }));
+        if task.as_caller {
+            let credential = of_caller(&task.job_id);
+            env.retain(|variable| credential.iter().all(|ours| variable.name != ours.name));
+            env.extend(credential);
+        }
         worker.termination_message_path = Some(protocol::TERMINATION_LOG.into());
     }
     Ok(template)
+}
+
+/// The caller's credential. Where its Secret is gone the pod starts without,
+/// and says so; a pod that waits for a Secret would say nothing.
+fn of_caller(refresh: &str) -> [EnvVar; 2] {
+    let variable = |name: &str, key: &str| EnvVar {
+        name: name.into(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            secret_key_ref: Some(SecretKeySelector {
+                name: names::credential_secret(refresh),
+                key: key.into(),
+                optional: Some(true),
+            }),
+            ..EnvVarSource::default()
+        }),
+    };
+    let (to, from) = (Place::CALLER, Place::SECRET);
+    [variable(to.token, from.token), variable(to.key, from.key)]
 }
 
 /// Takes out of our template what the other one names again and a merge of

@@ -90,6 +90,12 @@ pub fn manifest_secret(refresh: &str) -> String {
     format!("{refresh}-manifest")
 }
 
+/// Name of the Secret that holds the credential of the caller who asked for
+/// refresh `refresh`. Owned by the refresh, and deleted at its end.
+pub fn credential_secret(refresh: &str) -> String {
+    format!("{refresh}-credential")
+}
+
 /// Reporting controller of Events.
 pub const EVENT_REPORTER: &str = "relance";
 
@@ -128,6 +134,7 @@ mod tests {
         // A pod of an Indexed Job: the Job's name, the index and 5 characters.
         assert!(format!("{job}-999-abcde").len() <= 63);
         assert!(manifest_secret(&refresh).len() <= 63);
+        assert!(credential_secret(&refresh).len() <= 63);
     }
 
     #[test]

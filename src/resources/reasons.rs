@@ -12,6 +12,8 @@ pub mod condition {
     pub const FAILED: &str = "Failed";
     /// True while `spec.suspend` holds the refresh.
     pub const SUSPENDED: &str = "Suspended";
+    /// True once the Secret with the caller's credential is deleted, of a refresh that had one.
+    pub const CREDENTIAL_DELETED: &str = "CredentialDeleted";
     /// On a RefreshCluster: whether refreshes can run through it.
     pub const READY: &str = "Ready";
 }
@@ -40,6 +42,12 @@ pub const MANIFEST_NOT_ALLOWED: &str = "ManifestNotAllowed";
 pub const IMAGE_NOT_ALLOWED: &str = "ImageNotAllowed";
 /// `Failed`: the Secret of `spec.manifestSecretRef` does not hold what `spec.manifestChecksum` says.
 pub const MANIFEST_MISMATCH: &str = "ManifestMismatch";
+/// `Failed`: the Secret with the caller's credential is not there, or is not the refresh's own.
+pub const CREDENTIAL_NOT_FOUND: &str = "CredentialNotFound";
+/// `Failed`: the caller's credential is to be forwarded where none is.
+pub const CREDENTIAL_NOT_FORWARDED: &str = "CredentialNotForwarded";
+/// `CredentialDeleted`: the refresh has ended.
+pub const ENDED: &str = "Ended";
 /// `Failed`: worker pods ended with an error that no other pod would mend, and said no more of it.
 pub const WORKERS_FAILED: &str = "WorkersFailed";
 /// `Failed`: the API server refuses the Job as it is written.

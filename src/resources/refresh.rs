@@ -17,7 +17,7 @@ use super::status::{MaterializedViewRefreshStatus, Phase};
 pub const MUTABLE: [&str; 4] = ["suspend", "cancel", "priority", "ttlSecondsAfterFinished"];
 
 /// The spec's fields that may neither change nor be added or removed later.
-pub const IMMUTABLE: [&str; 15] = [
+pub const IMMUTABLE: [&str; 16] = [
     "view",
     "cluster",
     "srcVersion",
@@ -33,6 +33,7 @@ pub const IMMUTABLE: [&str; 15] = [
     "backoffLimit",
     "manifestSecretRef",
     "manifestChecksum",
+    "forwardedCredential",
 ];
 
 /// What is asked for: which view, and how to refresh it. Immutable but for suspend, cancel, priority and ttlSecondsAfterFinished.
@@ -129,6 +130,9 @@ pub struct MaterializedViewRefreshSpec {
     #[schemars(length(min = 64, max = 64))]
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{64}$')").message("spec.manifestChecksum must be a SHA-256 in lower-case hex: 64 of the digits 0-9 and a-f"))]
     pub manifest_checksum: Option<String>,
+    /// The REST catalog is shown, in place of the operator's own credential, that of the caller who asked for the refresh: the Secret `<name>-credential`, which the refresh owns, holds it under the key `token` or `api-key`, and is deleted at the end. REST sets this where it forwards credentials.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forwarded_credential: bool,
     /// Hold the refresh: while true its Job is stopped or not started. What has been computed is kept for when it goes on. May be changed.
     #[serde(default)]
     pub suspend: bool,
@@ -203,6 +207,7 @@ impl MaterializedViewRefreshSpec {
             backoff_limit: None,
             manifest_secret_ref: None,
             manifest_checksum: None,
+            forwarded_credential: false,
             suspend: false,
             cancel: false,
             priority: 0,

@@ -10,7 +10,8 @@ use lance::arrow::json::JsonSchema;
 use serde_json::{Value, json};
 
 use super::Api;
-use super::body::{JsonBody, wrong_type};
+use super::auth::credential::Asked;
+use super::body::wrong_type;
 use super::error::ApiError;
 use super::id::{DELIMITER, PathId};
 use crate::engine::view;
@@ -19,7 +20,7 @@ use crate::engine::view;
 pub async fn table(
     State(api): State<Arc<Api>>,
     PathId(id): PathId,
-    body: JsonBody,
+    Asked { caller, body }: Asked,
 ) -> Result<Json<Value>, ApiError> {
     for field in ["tag", "branch"] {
         if body.get(field).is_some() {
@@ -36,7 +37,7 @@ pub async fn table(
                 .ok_or_else(|| wrong_type("version", version, "an integer of at least 0"))?,
         ),
     };
-    let catalog = api.catalog.get().await?;
+    let catalog = api.catalog_of(&caller).await?;
     let mut table = api.catalog.in_time(catalog.describe_table(&id)).await??;
     if let Some(version) = version.filter(|version| *version != table.version) {
         let missing = || {
@@ -70,9 +71,9 @@ pub async fn table(
 pub async fn view(
     State(api): State<Arc<Api>>,
     PathId(id): PathId,
-    _: JsonBody,
+    Asked { caller, .. }: Asked,
 ) -> Result<Json<Value>, ApiError> {
-    let catalog = api.catalog.get().await?;
+    let catalog = api.catalog_of(&caller).await?;
     let info = api.catalog.in_time(view::inspect(&catalog, &id)).await??;
     let Some(sql) = info.sql else {
         return Err(ApiError::Unsupported(format!(

@@ -103,6 +103,7 @@ impl From<EngineError> for ApiError {
             | EngineError::DefinitionMismatch { .. }
             | EngineError::EvaluationFailed { .. }
             | EngineError::InvalidInput(_) => ApiError::InvalidInput(sentence),
+            EngineError::CatalogDenied { .. } => ApiError::PermissionDenied(sentence),
             EngineError::Unsupported { .. } => ApiError::Unsupported(sentence),
             EngineError::IncarnationMismatch { .. } | EngineError::ViewContended { .. } => {
                 ApiError::Conflict(sentence)
@@ -117,8 +118,8 @@ impl From<WorldError> for ApiError {
     fn from(error: WorldError) -> Self {
         match error {
             WorldError::View(error) => error.into(),
-            unknown @ WorldError::UnknownCluster { .. } => {
-                ApiError::InvalidInput(unknown.to_string())
+            wrong @ (WorldError::UnknownCluster { .. } | WorldError::NotForwarded { .. }) => {
+                ApiError::InvalidInput(wrong.to_string())
             }
             policy @ (WorldError::ManifestNotAllowed { .. }
             | WorldError::ImageNotAllowed { .. }) => ApiError::PermissionDenied(policy.to_string()),

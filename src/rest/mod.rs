@@ -8,8 +8,9 @@
 //! 2. An `Idempotency-Key` fixes the refresh's name ([`idempotency`]); if that
 //!    refresh exists, the request is answered from it.
 //! 3. What is wrong with the *world* (view, cluster) [`crate::world`] says.
-//! 4. The resource is stored, then the Secret with an inline Geneva manifest,
-//!    which the resource owns ([`store`]). 202 is said only after both.
+//! 4. The resource is stored, then the Secrets with an inline Geneva manifest
+//!    and with the caller's credential, where that is forwarded; the resource
+//!    owns them ([`store`]). 202 is said only after all of them.
 //!
 //! A request that has been read runs to its end even if its client goes away,
 //! and a shutdown waits for it. Every error has the spec's body ([`error`]).
@@ -42,8 +43,11 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::catalog::SharedCatalog;
+use crate::engine::catalog::Catalog;
+use crate::engine::error::EngineError;
 use crate::telemetry::Metrics;
 use auth::Access;
+use auth::credential::{Caller, Credential};
 use error::ApiError;
 
 /// What the handlers share.
@@ -55,6 +59,8 @@ pub struct Api {
     pub store: store::Store,
     /// Where views are found.
     pub catalog: SharedCatalog,
+    /// Whether callers' credentials are shown to the catalog, which is then a REST catalog.
+    pub forwards: bool,
     /// Requests that run; a shutdown waits for them.
     pub tasks: TaskTracker,
     requests: observe::Requests,
@@ -62,22 +68,35 @@ pub struct Api {
 }
 
 impl Api {
-    /// An API over `catalog` whose refreshes are made in `namespace`.
+    /// An API over `catalog` whose refreshes are made in `namespace`, and which
+    /// `forwards` its callers' credentials to a REST catalog, or does not.
     pub fn new(
         client: Client,
         namespace: &str,
         catalog: SharedCatalog,
         access: Access,
+        forwards: bool,
         metrics: &Metrics,
     ) -> Self {
         Self {
             access,
+            forwards,
             store: store::Store::new(client, namespace),
             catalog,
             tasks: TaskTracker::new(),
             requests: observe::Requests::register(metrics),
             searches: jobs::Searches::default(),
         }
+    }
+
+    /// The catalog as `caller` may see it.
+    async fn catalog_of(&self, caller: &Caller) -> Result<Catalog, EngineError> {
+        self.catalog.seen_by(self.forwarded(caller)).await
+    }
+
+    /// The caller's credential, if it is to be forwarded.
+    fn forwarded<'a>(&self, caller: &'a Caller) -> Option<&'a Credential> {
+        caller.credential().filter(|_| self.forwards)
     }
 }
 

@@ -12,7 +12,7 @@ use super::body::JsonBody;
 use super::error::ApiError;
 use super::id::PathId;
 use super::manifest::GenevaManifest;
-use super::store::Origin;
+use super::store::{Origin, Secrets};
 use super::{Api, fields, idempotency};
 use crate::telemetry::{self, trace};
 use crate::world;
@@ -32,7 +32,7 @@ pub async fn refresh(
     trace: Option<Extension<trace::Context>>,
     body: JsonBody,
 ) -> Result<(StatusCode, Json<RefreshResponse>), ApiError> {
-    let caller = Caller::of(known, &headers, &body)?;
+    let caller = Caller::of(known.map(|known| known.0), &headers, &body)?;
     let key = idempotency::key(&headers)?;
     let manifest = body
         .string("manifest")?
@@ -41,37 +41,51 @@ pub async fn refresh(
     let checksum = manifest.as_ref().map(GenevaManifest::checksum);
     // Shape comes first: a request that can never be right makes no calls.
     let unnamed = uuid::Uuid::now_v7().to_string();
-    let mut spec = fields::spec(&unnamed, &view, &body, checksum)?;
+    let forwarded = api.forwarded(&caller);
+    let asked = |name: &str| {
+        let mut spec = fields::spec(name, &view, &body, checksum)?;
+        spec.forwarded_credential = forwarded.is_some();
+        Ok::<_, ApiError>(spec)
+    };
+    let mut spec = asked(&unnamed)?;
     // Before anybody looks what is there: the answer must not tell.
     api.access.may_use(&caller, &spec.cluster).await?;
+    let secrets = Secrets {
+        manifest: manifest.as_ref(),
+        credential: forwarded,
+    };
     let keyed = key.is_some();
     let job_id = match key {
         None => unnamed,
         Some(key) => {
             let name = idempotency::name(&api.store.salt().await?, &caller, &key);
             telemetry::is_about(&name);
-            spec = fields::spec(&name, &view, &body, checksum)?;
+            spec = asked(&name)?;
             if let Some(found) = api.store.get(&name).await? {
-                api.store.complete(&found, &spec, manifest.as_ref()).await?;
+                api.store.complete(&found, &spec, secrets).await?;
                 return Ok(accepted(name));
             }
             name
         }
     };
     let looked = async {
-        let catalog = api.catalog.get().await?;
+        let catalog = api.catalog_of(&caller).await?;
         api.catalog.in_time(world::view(&catalog, &spec)).await
     };
     let cluster = async {
         let name = &spec.cluster;
-        Ok::<_, ApiError>(match &manifest {
+        Ok::<_, ApiError>(match manifest.is_some() || forwarded.is_some() {
             // What it allows is asked of it as it is now.
-            Some(_) => api.store.cluster(name).await?.map(Some),
-            None => api.store.has_cluster(name).await?.then_some(None),
+            true => api.store.cluster(name).await?.map(Some),
+            false => api.store.has_cluster(name).await?.then_some(None),
         })
     };
     let (cluster, looked) = tokio::join!(cluster, looked);
-    match (cluster?, &manifest) {
+    let cluster = cluster?;
+    if let (Some(Some(cluster)), Some(_)) = (&cluster, forwarded) {
+        world::may_take_credential(&spec.cluster, &cluster.spec)?;
+    }
+    match (cluster, &manifest) {
         (None, _) => {
             let known = api.store.clusters().await?;
             world::cluster(&spec.cluster, known.iter().map(|name| (name.as_str(), ())))?;
@@ -89,7 +103,7 @@ pub async fn refresh(
         trace: trace.map(|trace| trace.0),
     };
     api.store
-        .create(&job_id, &spec, manifest.as_ref(), keyed, origin)
+        .create(&job_id, &spec, secrets, keyed, origin)
         .await?;
     telemetry::is_about(&job_id);
     tracing::info!(

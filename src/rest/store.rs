@@ -1,10 +1,11 @@
 //! Storing refreshes with the Kubernetes API.
 //!
-//! The resource is stored first and the Secret with its Geneva manifest then,
-//! with the resource as its owner: whoever dies in between leaves no Secret
-//! behind that nobody owns. The refresh that such a death leaves without its
-//! Secret was not accepted (nobody was told its name); a retry under the same
-//! idempotency key adds the Secret, else the controller ends it as Failed. A
+//! The resource is stored first and the Secrets with its Geneva manifest and
+//! its caller's credential then, with the resource as their owner: whoever dies
+//! in between leaves no Secret behind that nobody owns. The refresh that such a
+//! death leaves without its Secrets was not accepted (nobody was told its
+//! name); a retry under the same idempotency key adds them, else the controller
+//! ends it as Failed. The controller deletes the credential at the end. A
 //! create that was not answered is looked for before it is tried again, under
 //! the same name.
 //!
@@ -30,8 +31,9 @@ use tokio::sync::OnceCell;
 use super::error::ApiError;
 use super::idempotency::SALT_BYTES;
 use super::manifest::GenevaManifest;
+use crate::catalog::credential::{Credential, Place};
 use crate::resources::{
-    MaterializedViewRefresh, MaterializedViewRefreshSpec, RefreshCluster, names,
+    MaterializedViewRefresh, MaterializedViewRefreshSpec, Phase, RefreshCluster, names,
 };
 use crate::telemetry::trace;
 
@@ -55,6 +57,15 @@ pub struct Origin {
     pub user: Option<String>,
     /// The request's trace.
     pub trace: Option<trace::Context>,
+}
+
+/// What a refresh brings along that belongs in Secrets of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Secrets<'a> {
+    /// Its Geneva manifest.
+    pub manifest: Option<&'a GenevaManifest>,
+    /// Its caller's credential for the catalog.
+    pub credential: Option<&'a Credential>,
 }
 
 /// The resources of one namespace.
@@ -197,7 +208,7 @@ impl Store {
         Ok(list.iter().map(ResourceExt::name_any).collect())
     }
 
-    /// Stores a refresh and the Secret with its Geneva manifest. `name` must be
+    /// Stores a refresh and its Secrets. `name` must be
     /// this request's alone, unless it is `shared` by the requests under one
     /// idempotency key: then a refresh that another one of them made for the
     /// same is as good.
@@ -205,14 +216,14 @@ impl Store {
         &self,
         name: &str,
         spec: &MaterializedViewRefreshSpec,
-        manifest: Option<&GenevaManifest>,
+        secrets: Secrets<'_>,
         shared: bool,
         origin: Origin,
     ) -> Result<(), ApiError> {
         let refresh = self.create_refresh(name, spec, origin).await?;
-        let done = self.complete(&refresh, spec, manifest).await;
+        let done = self.complete(&refresh, spec, secrets).await;
         // A shared one may be another request's, who was told 202: a retry
-        // adds the Secret, or the controller ends it.
+        // adds the Secrets, or the controller ends it.
         if done.is_err() && !shared {
             self.take_back(&refresh).await;
         }
@@ -224,7 +235,7 @@ impl Store {
         &self,
         found: &MaterializedViewRefresh,
         spec: &MaterializedViewRefreshSpec,
-        manifest: Option<&GenevaManifest>,
+        secrets: Secrets<'_>,
     ) -> Result<(), ApiError> {
         if !found.spec.asks_the_same(spec) {
             return Err(ApiError::Conflict(
@@ -237,11 +248,23 @@ impl Store {
                 "the refresh of this Idempotency-Key is being deleted; try again".into(),
             ));
         }
-        let ended = found.phase().is_terminal();
-        match manifest {
-            Some(manifest) if !ended => self.create_manifest(found, manifest).await,
-            _ => Ok(()),
+        let name = found.name_any();
+        if let Some(manifest) = secrets.manifest
+            && !found.phase().is_terminal()
+        {
+            let held = (names::MANIFEST_KEY, manifest.text());
+            self.create_owned(found, names::manifest_secret(&name), held)
+                .await?;
         }
+        if let Some(credential) = secrets.credential
+            // Later on it is there, or has been deleted for good.
+            && found.phase() == Phase::Queued
+        {
+            let held = (Place::SECRET.of(credential), credential.secret());
+            self.create_owned(found, names::credential_secret(&name), held)
+                .await?;
+        }
+        Ok(())
     }
 
     /// The refresh of that name, as it is stored now.
@@ -283,21 +306,23 @@ impl Store {
         }
     }
 
-    async fn create_manifest(
+    /// Creates a Secret that `owner` owns, unless there is one of that name.
+    async fn create_owned(
         &self,
         owner: &MaterializedViewRefresh,
-        manifest: &GenevaManifest,
+        name: String,
+        (key, value): (&str, &str),
     ) -> Result<(), ApiError> {
         let secret = Secret {
             metadata: ObjectMeta {
-                name: Some(names::manifest_secret(&owner.name_any())),
+                name: Some(name),
                 owner_references: Some(owner.owner_ref(&()).into_iter().collect()),
                 labels: Some(labels(Some(&owner.name_any()))),
                 ..Default::default()
             },
             data: Some(BTreeMap::from([(
-                names::MANIFEST_KEY.to_string(),
-                ByteString(manifest.text().as_bytes().to_vec()),
+                key.to_string(),
+                ByteString(value.as_bytes().to_vec()),
             )])),
             immutable: Some(true),
             ..Default::default()

@@ -13,6 +13,7 @@ mod kills;
 mod limited;
 mod overlays;
 mod races;
+mod remote;
 mod s3;
 mod scenarios;
 mod support;

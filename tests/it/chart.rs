@@ -63,6 +63,23 @@ fn the_chart_says_what_it_needs_and_what_it_does_not_know() {
     let nobody: Vec<&str> = [&["image=x", "catalog=dir:///t"][..], &nobody].concat();
     let (ok, said) = with(&nobody);
     assert!(!ok && said.contains("nobody gets in"), "{said}");
+    let forward = "rest.auth.forwardCredentials=true";
+    let (ok, said) = with(&["image=x", "catalog=dir:///t", forward]);
+    assert!(!ok && said.contains("catalog is a directory"), "{said}");
+    let (ok, said) = with(&["image=x", "catalog=https://user:pass@h"]);
+    assert!(!ok && said.contains("catalog"), "{said}");
+    let deleting = "resources: [secrets]\n    verbs: [get, delete]";
+    let headers = "catalogHeaders.x-database=sales";
+    let (ok, said) = with(&["image=x", "catalog=https://h/p", headers]);
+    assert!(ok && !said.contains(deleting), "{said}");
+    assert!(
+        said.contains(r#"RELANCE_CATALOG_HEADERS, value: "x-database=sales""#),
+        "{said}"
+    );
+    let (ok, said) = with(&["image=x", "catalog=https://h/p", forward]);
+    assert!(ok && said.contains("--forward-credentials"), "{said}");
+    // The one right more, and no other.
+    assert_eq!(said.matches(deleting).count(), 1, "{said}");
     let (ok, said) = with(&["image=x", "catalog=dir:///t", "rest.tls.secretName=web"]);
     assert!(ok && said.contains("secretName: web"), "{said}");
     assert!(

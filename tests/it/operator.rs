@@ -145,7 +145,8 @@ impl Operator {
         }
     }
 
-    fn user(&self) -> String {
+    /// The user that the process is.
+    pub fn user(&self) -> String {
         format!("operator-of-{}", self.space.namespace)
     }
 
@@ -268,7 +269,7 @@ impl Operator {
         Command::new(env!("CARGO_BIN_EXE_relance"))
             .arg("serve")
             .args(["--namespace", &self.space.namespace])
-            .args(["--catalog", &self.catalog()])
+            .env("RELANCE_CATALOG", self.catalog())
             .args(["--listen", listen])
             .args(["--health-listen", health])
             .args(access(arguments, environment))

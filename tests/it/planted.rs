@@ -12,7 +12,7 @@ use crate::operator::Operator;
 
 /// What was planted, and where.
 #[derive(Default)]
-struct Plants(Vec<(String, String)>);
+pub struct Plants(Vec<(String, String)>);
 
 impl Plants {
     /// A marker that is nowhere else.
@@ -22,13 +22,13 @@ impl Plants {
         marker
     }
 
-    fn add(&mut self, place: &str, secret: &str) {
+    pub fn add(&mut self, place: &str, secret: &str) {
         self.0.push((place.to_string(), secret.to_string()));
     }
 
     /// The places whose secrets are in a text: as they are, in hexadecimal
     /// digits, or within something that is in base64.
-    fn found_in(&self, text: &[u8]) -> Vec<&str> {
+    pub fn found_in(&self, text: &[u8]) -> Vec<&str> {
         let text = String::from_utf8_lossy(text);
         let found = |secret: &str| {
             let mut forms = vec![secret.to_string(), hex::encode(secret)];
@@ -49,7 +49,7 @@ impl Plants {
 }
 
 /// All that can be read without the right to read Secrets, as YAML.
-fn resources(operator: &Operator) -> String {
+pub fn resources(operator: &Operator) -> String {
     let all = operator.kubectl(&[
         "api-resources",
         "--verbs=list",
@@ -69,7 +69,7 @@ fn resources(operator: &Operator) -> String {
 }
 
 /// Every byte of every file below a folder, and their names.
-fn bytes_below(folder: &Path, into: &mut Vec<u8>) {
+pub fn bytes_below(folder: &Path, into: &mut Vec<u8>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         into.extend_from_slice(path.to_string_lossy().as_bytes());

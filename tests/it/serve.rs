@@ -124,6 +124,15 @@ fn a_wrong_command_line_is_exit_code_2() {
             "--tls-key",
             "k",
         ],
+        // A directory takes no credentials, and a URL holds none.
+        &[
+            "serve",
+            "--catalog",
+            "dir:///t",
+            "--open-access",
+            "--forward-credentials",
+        ],
+        &["serve", "--catalog", "https://u:p@h", "--open-access"],
     ] {
         let ended = relance()
             .args(arguments)

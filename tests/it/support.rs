@@ -18,7 +18,7 @@ use lancedb::materialized_view::{
     DEFINITION_META_KEY, MaterializedViewDefinition, definition_metadata_from_sql_with_defaults,
     prepare_definition,
 };
-use relance::catalog::SharedCatalog;
+use relance::catalog::{SharedCatalog, Source};
 use relance::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshSpec, RefreshCluster, RefreshClusterSpec,
     schema,
@@ -250,8 +250,14 @@ impl Server {
             .iter()
             .map(|(key, value)| (key.to_string(), value.to_string()))
             .collect();
-        let catalog = SharedCatalog::new(uri, options, &metrics);
-        let api = Arc::new(rest::Api::new(client, namespace, catalog, access, &metrics));
+        let source = Source {
+            uri: uri.to_string(),
+            options,
+            ..Default::default()
+        };
+        let catalog = SharedCatalog::new(source, &metrics);
+        let api = rest::Api::new(client, namespace, catalog, access, false, &metrics);
+        let api = Arc::new(api);
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");

@@ -206,6 +206,7 @@ async fn what_was_asked_for_can_be_neither_changed_nor_added_to_nor_taken_from()
         "view" => (json!(["v"]), json!(["w"])),
         "cluster" => (json!("default"), json!("other")),
         "full" | "optimizeIndices" => (json!(false), json!(true)),
+        "forwardedCredential" => (json!(true), json!(false)),
         "expectedIncarnation" => (json!("a"), json!("b")),
         "manifestSecretRef" => (json!({"name": "a"}), json!({"name": "b"})),
         "manifestChecksum" => (json!(HASH), json!(HASH.replace('b', "c"))),

@@ -58,6 +58,13 @@ spec:
         {{- end }}
         - {name: RELANCE_STORAGE_OPTIONS, value: {{ join "," $options | quote }}}
         {{- end }}
+        {{- with $values.catalogHeaders }}
+        {{- $headers := list }}
+        {{- range $key, $value := . }}
+        {{- $headers = append $headers (printf "%s=%s" $key $value) }}
+        {{- end }}
+        - {name: RELANCE_CATALOG_HEADERS, value: {{ join "," $headers | quote }}}
+        {{- end }}
         {{- with $values.logLevel }}
         - {name: RUST_LOG, value: {{ . | quote }}}
         {{- end }}

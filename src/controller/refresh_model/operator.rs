@@ -67,6 +67,7 @@ impl Model {
             turn: None,
             outcome: None,
             refused: None,
+            credential_deleted: false,
             progress: None,
         };
         self.operators[at].pass = Some(Pass { of, version, seen });
@@ -192,6 +193,7 @@ impl Model {
                 }
                 pass.seen.saw_job(None);
             }
+            Action::DeleteCredential => panic!("no refresh here has a credential"),
             Action::DeleteRefresh => panic!("no refresh here has a time to live"),
             Action::Wait(_) => {
                 self.operators[at].reserved.remove(&of);

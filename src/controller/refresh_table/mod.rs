@@ -51,6 +51,7 @@ fn seen(phase: Option<Phase>) -> Observed {
         job: None,
         outcome: None,
         refused: None,
+        credential_deleted: false,
         progress: None,
     }
 }

@@ -201,3 +201,32 @@ fn a_new_generation_is_observed_also_after_the_end() {
     assert_eq!(status.phase, Phase::Succeeded);
     assert_eq!(step, None);
 }
+
+#[test]
+fn a_callers_credential_is_deleted_once_its_refresh_is_over_and_not_before() {
+    let mut running = started(Some(UID), 5);
+    running.refresh.spec.forwarded_credential = true;
+    running.job = job(None);
+    running.progress = Some(ProgressSeen::Nothing);
+    assert_ne!(decide(&running), Action::DeleteCredential);
+    for phase in Phase::TERMINAL {
+        let mut over = seen(Some(phase));
+        over.refresh.spec.forwarded_credential = true;
+        assert_eq!(decide(&over), Action::DeleteCredential);
+        over.credential_deleted = true;
+        let (status, step) = written(decide(&over));
+        assert_eq!((status.phase, step), (phase, None));
+        // A later pass knows it from the status.
+        over.refresh.status = Some(status);
+        over.credential_deleted = false;
+        assert_eq!(decide(&over), Action::Wait(Pause::ForChange));
+    }
+}
+
+#[test]
+fn a_time_to_live_that_is_over_does_not_wait_for_the_callers_credential() {
+    let mut over = seen(Some(Phase::Failed));
+    over.refresh.spec.forwarded_credential = true;
+    over.refresh.spec.ttl_seconds_after_finished = Some(5);
+    assert_eq!(decide(&over), Action::DeleteRefresh);
+}

@@ -1,32 +1,21 @@
 //! What a caller shows, and who it turned out to be.
+//!
+//! A credential is never logged, and is sent on to the API server's
+//! TokenReview alone; where credentials are forwarded, also to the REST
+//! catalog, and to the worker of the caller's refresh by a Secret.
 
 use std::sync::Arc;
 
-use axum::Extension;
+use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 
 use super::User;
+pub use crate::catalog::credential::Credential;
 use crate::rest::body::{JsonBody, wrong_type};
 use crate::rest::error::ApiError;
 
 /// The header of an API key.
 const API_KEY: &str = "x-api-key";
-
-/// What a caller shows for itself. It is never stored, logged or sent on but
-/// to the API server's TokenReview, and its `Debug` says nothing of it.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Credential {
-    /// An API key.
-    Key(String),
-    /// A bearer token.
-    Token(String),
-}
-
-impl std::fmt::Debug for Credential {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Credential({})", self.way())
-    }
-}
 
 impl Credential {
     /// The headers' credential; of both kinds, the key. One that is given twice
@@ -79,14 +68,6 @@ impl Credential {
         }
         Ok(found)
     }
-
-    /// `key` or `token`.
-    pub fn way(&self) -> &'static str {
-        match self {
-            Self::Key(_) => "key",
-            Self::Token(_) => "token",
-        }
-    }
 }
 
 fn key(value: &str) -> Option<Credential> {
@@ -107,24 +88,33 @@ pub struct Caller(Option<Who>);
 
 #[derive(Clone, Debug)]
 enum Who {
-    Known(Arc<User>),
+    /// With the credential, where it is to be forwarded.
+    Known(Arc<User>, Option<Credential>),
     Shows(Credential),
 }
 
 impl Caller {
-    /// A user who was authenticated.
-    pub fn known(user: Arc<User>) -> Self {
-        Self(Some(Who::Known(user)))
+    /// A user who was authenticated, with the credential if it is to be forwarded.
+    pub fn known(user: Arc<User>, forwarded: Option<Credential>) -> Self {
+        Self(Some(Who::Known(user, forwarded)))
+    }
+
+    /// The credential, as far as it was kept.
+    pub fn credential(&self) -> Option<&Credential> {
+        match self.0.as_ref()? {
+            Who::Known(_, forwarded) => forwarded.as_ref(),
+            Who::Shows(credential) => Some(credential),
+        }
     }
 
     /// The caller that was authenticated, else what a request shows of it.
     pub fn of(
-        known: Option<Extension<Caller>>,
+        known: Option<Caller>,
         headers: &HeaderMap,
         body: &JsonBody,
     ) -> Result<Self, ApiError> {
         let unknown = Self::unknown(headers, body)?;
-        Ok(known.map_or(unknown, |Extension(known)| known))
+        Ok(known.unwrap_or(unknown))
     }
 
     /// The caller where nobody is authenticated.
@@ -137,7 +127,7 @@ impl Caller {
     /// The user, if one was authenticated.
     pub fn user(&self) -> Option<&User> {
         match &self.0 {
-            Some(Who::Known(user)) => Some(user),
+            Some(Who::Known(user, _)) => Some(user),
             _ => None,
         }
     }
@@ -147,10 +137,33 @@ impl Caller {
     pub fn secret_bytes(&self) -> Vec<u8> {
         match &self.0 {
             None => Vec::new(),
-            Some(Who::Known(user)) => format!("user {}", user.name).into_bytes(),
+            Some(Who::Known(user, _)) => format!("user {}", user.name).into_bytes(),
             Some(Who::Shows(Credential::Token(token))) => format!("bearer {token}").into_bytes(),
             Some(Who::Shows(Credential::Key(key))) => format!("key {key}").into_bytes(),
         }
+    }
+}
+
+/// A request's caller and its body, for operations whose body has no
+/// `identity`: one that is malformed there is nobody's.
+#[derive(Debug)]
+pub struct Asked {
+    /// Who asks.
+    pub caller: Caller,
+    /// What for.
+    pub body: JsonBody,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Asked {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let known = request.extensions().get::<Caller>().cloned();
+        let headers = request.headers().clone();
+        let body = JsonBody::from_request(request, state).await?;
+        let unknown = || Caller::unknown(&headers, &body).unwrap_or_default();
+        let caller = known.unwrap_or_else(unknown);
+        Ok(Self { caller, body })
     }
 }
 
@@ -215,12 +228,13 @@ mod tests {
     #[test]
     fn a_users_retries_are_the_same_callers_whatever_they_show() {
         let user = |name: &str| {
-            Caller::known(Arc::new(User {
+            let user = User {
                 name: name.into(),
                 uid: None,
                 groups: Vec::new(),
                 extra: Default::default(),
-            }))
+            };
+            Caller::known(Arc::new(user), None)
         };
         assert_eq!(user("a").secret_bytes(), user("a").secret_bytes());
         assert_ne!(user("a").secret_bytes(), user("b").secret_bytes());

@@ -131,16 +131,18 @@ impl Access {
         }))
     }
 
-    /// Lets a request in that needs this permission. What comes with it is to
-    /// be held until the request is answered.
+    /// Lets a request in that needs this permission; keeps its credential if
+    /// that is to be forwarded. What comes with it is to be held until the
+    /// request is answered.
     pub(super) async fn admit(
         &self,
         asks: Permission,
         request: Request,
+        forwards: bool,
     ) -> Result<(Request, Admission), ApiError> {
         match self {
             Access::Open(at_work) => Ok((request, Admission::new(at_work, None)?)),
-            Access::Guarded(guard) => guard.admit(asks, request).await,
+            Access::Guarded(guard) => guard.admit(asks, request, forwards).await,
         }
     }
 
@@ -167,7 +169,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     let Some(asks) = asks else {
         return next.run(request).await;
     };
-    match api.access.admit(asks, request).await {
+    match api.access.admit(asks, request, api.forwards).await {
         Ok((request, _admission)) => next.run(request).await,
         Err(error) => error.into_response(),
     }
@@ -208,18 +210,21 @@ impl Guard {
         &self,
         asks: Permission,
         request: Request,
+        forwards: bool,
     ) -> Result<(Request, Admission), ApiError> {
         let (mut request, credential) = self.credential(request).await?;
         let user = Arc::new(self.user(&credential).await?);
         if let Some(note) = request.extensions().get::<Note>() {
             note.known(user.clone(), credential.way());
         }
-        drop(credential);
+        let forwarded = Some(credential).filter(|_| forwards);
         let permit = self.callers.admit(&user.name)?;
         let admission = Admission::new(&self.at_work, Some(permit))?;
         let asks = Asks::of_refreshes(asks.verb);
         self.reviews.allow(&user, asks, None).await?;
-        request.extensions_mut().insert(Caller::known(user));
+        request
+            .extensions_mut()
+            .insert(Caller::known(user, forwarded));
         Ok((request, admission))
     }
 

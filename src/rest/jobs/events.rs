@@ -33,7 +33,7 @@ use crate::engine::outcome::Mode;
 use crate::resources::reasons::condition;
 use crate::resources::{MaterializedViewRefresh, count, names};
 use crate::rest::Api;
-use crate::rest::body::JsonBody;
+use crate::rest::auth::credential::Asked;
 use crate::rest::error::ApiError;
 
 /// Rows of an answer, unless `limit` says otherwise.
@@ -49,7 +49,10 @@ const ARROW_STREAM: &str = "application/vnd.apache.arrow.stream";
 const WORKER: &str = "worker";
 
 /// The events of a job, the oldest first: `filter`, and then the first `limit`.
-pub async fn query(State(api): State<Arc<Api>>, body: JsonBody) -> Result<Response, ApiError> {
+pub async fn query(
+    State(api): State<Arc<Api>>,
+    Asked { caller, body }: Asked,
+) -> Result<Response, ApiError> {
     let limit = super::limit(&body, DEFAULT_LIMIT, MOST)?;
     let filter = body.string("filter")?;
     if let Some(filter) = filter {
@@ -59,7 +62,7 @@ pub async fn query(State(api): State<Arc<Api>>, body: JsonBody) -> Result<Respon
     let job_id = job_id(&body)?;
     let (refresh, found) = match api.store.get(job_id).await? {
         Some(refresh) => (Some(refresh), None),
-        None => (None, Some(past::find(&api, job_id).await?)),
+        None => (None, Some(past::find(&api, &caller, job_id).await?)),
     };
     let (view, uid) = match (&refresh, &found) {
         (Some(refresh), _) => (
@@ -69,7 +72,7 @@ pub async fn query(State(api): State<Arc<Api>>, body: JsonBody) -> Result<Respon
         (None, Some(found)) => (found.view.as_slice(), found.record.refresh.clone()),
         (None, None) => return Err(super::unknown(job_id)),
     };
-    let catalog = api.catalog.get().await?;
+    let catalog = api.catalog_of(&caller).await?;
     let looked = api
         .catalog
         .in_time(account::of(&catalog, view, &uid))

@@ -21,6 +21,7 @@ use axum::extract::State;
 use serde_json::Value;
 
 use super::Api;
+use super::auth::credential::Asked;
 use super::body::{JsonBody, wrong_type};
 use super::error::ApiError;
 use crate::resources::names;
@@ -34,14 +35,14 @@ pub use steer::{cancel, pause, resume};
 /// Tells how a job is doing. 404 for one that is not there, or no longer.
 pub async fn describe(
     State(api): State<Arc<Api>>,
-    body: JsonBody,
+    Asked { caller, body }: Asked,
 ) -> Result<Json<Value>, ApiError> {
     let job_id = job_id(&body)?;
     match api.store.get(job_id).await? {
         Some(refresh) => Ok(Json(told::description(&refresh))),
         None => Ok(Json(past::description(
             job_id,
-            &past::find(&api, job_id).await?,
+            &past::find(&api, &caller, job_id).await?,
         ))),
     }
 }

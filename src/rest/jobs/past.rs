@@ -17,6 +17,7 @@ use crate::engine::account::{self, Found};
 use crate::engine::error::EngineError;
 use crate::resources::count;
 use crate::rest::Api;
+use crate::rest::auth::credential::Caller;
 use crate::rest::error::ApiError;
 
 /// Searches at a time.
@@ -33,8 +34,8 @@ impl Default for Searches {
 }
 
 /// The record of a job whose resource is not there. 404 if there is none.
-pub async fn find(api: &Api, job_id: &str) -> Result<Found, ApiError> {
-    let catalog = api.catalog.get().await?;
+pub async fn find(api: &Api, caller: &Caller, job_id: &str) -> Result<Found, ApiError> {
+    let catalog = api.catalog_of(caller).await?;
     let search = async {
         let _turn = api.searches.0.acquire().await;
         account::find(&catalog, job_id).await

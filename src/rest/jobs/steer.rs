@@ -10,30 +10,30 @@ use serde_json::{Value, json};
 use super::{job_id, past};
 use crate::resources::{MaterializedViewRefresh, Phase};
 use crate::rest::Api;
-use crate::rest::body::JsonBody;
+use crate::rest::auth::credential::Asked;
 use crate::rest::error::ApiError;
 
 /// What the spec shall be changed to, if at all, and what the answer says.
 type Change = (Option<Value>, Value);
 
 /// Ends a job. One that has ended is left as it is.
-pub async fn cancel(State(api): State<Arc<Api>>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    steer(&api, &body, cancelled).await
+pub async fn cancel(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Value>, ApiError> {
+    steer(&api, &asked, cancelled).await
 }
 
 /// Holds a job; what it has computed is kept for when it goes on.
-pub async fn pause(State(api): State<Arc<Api>>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    steer(&api, &body, paused).await
+pub async fn pause(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Value>, ApiError> {
+    steer(&api, &asked, paused).await
 }
 
 /// Lets a job go on that was held.
-pub async fn resume(State(api): State<Arc<Api>>, body: JsonBody) -> Result<Json<Value>, ApiError> {
-    steer(&api, &body, resumed).await
+pub async fn resume(State(api): State<Arc<Api>>, asked: Asked) -> Result<Json<Value>, ApiError> {
+    steer(&api, &asked, resumed).await
 }
 
 async fn steer(
     api: &Api,
-    body: &JsonBody,
+    Asked { caller, body }: &Asked,
     change: impl Fn(&str, Option<&MaterializedViewRefresh>) -> Result<Change, ApiError>,
 ) -> Result<Json<Value>, ApiError> {
     let job_id = job_id(body)?;
@@ -44,7 +44,7 @@ async fn steer(
         return Ok(Json(answer));
     }
     // It has ended long ago, or it never was.
-    past::find(api, job_id).await?;
+    past::find(api, caller, job_id).await?;
     Ok(Json(change(job_id, None)?.1))
 }
 

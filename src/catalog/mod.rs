@@ -1,0 +1,168 @@
+//! How a catalog is reached ([`Source`]), and the catalog that REST and
+//! controller share: connected when it is first needed, so that the operator
+//! starts, describes and cancels without it.
+//!
+//! A catalog is a directory (`dir://…`) or a REST catalog (`https://…`,
+//! [`remote`]). A REST catalog is shown the operator's own credential, from
+//! the environment, or that of whoever asked ([`credential`]).
+
+pub mod credential;
+pub mod remote;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::catalog::{Access, Catalog};
+use crate::engine::error::EngineError;
+use crate::telemetry::Metrics;
+use credential::{Credential, Place};
+use remote::RemoteNamespace;
+
+/// How long the catalog may take to answer one question.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often the catalog is asked whether it is there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Where tables are found, and what is no secret of how to get there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// The catalog's URI.
+    pub uri: String,
+    /// Options of the object store.
+    pub options: BTreeMap<String, String>,
+    /// HTTP headers that are sent to a REST catalog.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// Whether it is a REST catalog, which may be shown a credential.
+    pub fn is_remote(&self) -> bool {
+        remote::is_remote(&self.uri)
+    }
+
+    /// `InvalidInput` unless it is a REST catalog.
+    pub fn require_remote(&self) -> Result<(), EngineError> {
+        if self.is_remote() {
+            return Ok(());
+        }
+        Err(EngineError::InvalidInput(
+            "a caller's credential is to be forwarded, and the catalog is a directory, which takes none; give a REST catalog (https://…), or forward no credentials"
+                .into(),
+        ))
+    }
+
+    /// Connects, to a REST catalog with the operator's own credential, which
+    /// the environment has. Errors: `Unavailable`, and `InvalidInput` for a
+    /// URI that cannot be one.
+    pub async fn connect(&self) -> Result<Catalog, EngineError> {
+        if !self.is_remote() {
+            return Catalog::connect(&self.uri, &self.options).await;
+        }
+        let own = Place::OWN.in_environment();
+        self.over(remote::client()?, own.as_ref(), Access::Own)
+    }
+
+    /// Connects to a REST catalog with the credential of whoever asked.
+    pub fn connect_as(&self, caller: &Credential) -> Result<Catalog, EngineError> {
+        self.over(remote::client()?, Some(caller), Access::Caller)
+    }
+
+    fn over(
+        &self,
+        http: reqwest::Client,
+        shown: Option<&Credential>,
+        access: Access,
+    ) -> Result<Catalog, EngineError> {
+        self.require_remote()?;
+        let namespace = RemoteNamespace::new(http, &self.uri, &self.headers, shown)?;
+        let name = remote::base(&self.uri)?;
+        let namespace = Arc::new(namespace);
+        Ok(Catalog::over(namespace, access, &name, &self.options))
+    }
+}
+
+/// A catalog that is connected when it is first needed.
+#[derive(Clone, Debug)]
+pub struct SharedCatalog {
+    source: Arc<Source>,
+    connected: Arc<OnceCell<Catalog>>,
+    /// Its connections serve all callers; what it is sent is each one's own.
+    http: Arc<OnceCell<reqwest::Client>>,
+    up: Gauge,
+}
+
+impl SharedCatalog {
+    /// The catalog at `source`, not connected yet.
+    pub fn new(source: Source, metrics: &Metrics) -> Self {
+        let up = Gauge::default();
+        metrics.registry().register(
+            "catalog_up",
+            "Whether the catalog answered when it was last asked (1) or not (0)",
+            up.clone(),
+        );
+        Self {
+            source: Arc::new(source),
+            connected: Arc::default(),
+            http: Arc::default(),
+            up,
+        }
+    }
+
+    /// Where it is.
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The catalog as `caller` sees it; without a caller's credential, as
+    /// relance does. Errors: as [`SharedCatalog::get`].
+    pub async fn seen_by(&self, caller: Option<&Credential>) -> Result<Catalog, EngineError> {
+        let Some(caller) = caller else {
+            return self.get().await;
+        };
+        let http = self.http.get_or_try_init(async || remote::client());
+        let http = http.await?.clone();
+        self.source.over(http, Some(caller), Access::Caller)
+    }
+
+    /// The catalog. Errors: `Unavailable`, and `InvalidInput` for a URI that cannot be one.
+    pub async fn get(&self) -> Result<Catalog, EngineError> {
+        let connect = self.connected.get_or_try_init(|| self.source.connect());
+        self.in_time(connect).await?.cloned()
+    }
+
+    /// Waits for one answer of the catalog, but not for ever.
+    pub async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, EngineError> {
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .map_err(|_| EngineError::Unavailable {
+                what: "the catalog".to_string(),
+                why: format!("it did not answer within {} seconds", PATIENCE.as_secs()),
+            })
+    }
+
+    /// Keeps the metric true until `shutdown`.
+    pub async fn watch(self, shutdown: CancellationToken) {
+        let mut was_up = true;
+        loop {
+            let state = async { self.get().await?.ping().await };
+            let state = self.in_time(state).await.and_then(|state| state);
+            self.up.set(state.is_ok().into());
+            match &state {
+                Err(error) if was_up => tracing::warn!(%error, "the catalog does not answer"),
+                Ok(()) if !was_up => tracing::info!("the catalog answers again"),
+                _ => {}
+            }
+            was_up = state.is_ok();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(PING_INTERVAL) => {}
+            }
+        }
+    }
+}
