@@ -5,6 +5,12 @@
 //! it has committed, its ledger does, as long as that is kept. Its outcome is
 //! recorded by the job's id too, so that it is found by whoever knows no more
 //! than that, in whichever view it is.
+//!
+//! | what became of a refresh | is known by its job's id |
+//! |---|---|
+//! | it changed the view | for two weeks by its record; then as long as Lance keeps the version that it made ([`super::landed`]) |
+//! | its worker found the view right | for two weeks by its record |
+//! | it needed no worker, failed, or was cancelled | not from here |
 
 use std::time::SystemTime;
 
@@ -13,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
+use super::landed;
 use super::ledger::{self, Claim, Ledger};
 use super::outcome::{self, Outcome};
 use super::paths;
@@ -88,11 +95,18 @@ pub(super) async fn record(
 }
 
 /// Looks for the record of `job` in every view of the catalog, which costs a
-/// few requests for each table, of at most 10,000. `Ok(None)`: there is none,
-/// or no longer. Errors: `Unavailable`.
-pub async fn find(catalog: &Catalog, job: &str) -> Result<Option<Found>> {
-    let tables = catalog.tables().await?;
-    let found: Vec<Option<Found>> = futures::stream::iter(tables.into_iter().take(TABLES))
+/// few requests for each table, of at most 10,000; and where there is none, for
+/// its commit in the views' histories, no older than `since`, when the job was
+/// asked for, if that is known. `Ok(None)`: there is none, or no longer.
+/// Errors: `Unavailable`.
+pub async fn find(
+    catalog: &Catalog,
+    job: &str,
+    since: Option<SystemTime>,
+) -> Result<Option<Found>> {
+    let mut tables = catalog.tables().await?;
+    tables.truncate(TABLES);
+    let found: Vec<Option<Found>> = futures::stream::iter(tables.clone())
         .map(|view| async move {
             match find_in(catalog, &view, job).await {
                 // It was dropped meanwhile, or is no more than a name.
@@ -103,7 +117,10 @@ pub async fn find(catalog: &Catalog, job: &str) -> Result<Option<Found>> {
         .buffer_unordered(AT_A_TIME)
         .try_collect()
         .await?;
-    Ok(found.into_iter().flatten().max_by_key(|found| found.at))
+    match found.into_iter().flatten().max_by_key(|found| found.at) {
+        Some(found) => Ok(Some(found)),
+        None => landed::find(catalog, tables, job, since).await,
+    }
 }
 
 async fn find_in(catalog: &Catalog, view: &[String], job: &str) -> Result<Option<Found>> {

@@ -27,6 +27,8 @@ use super::view::lancedb::SOURCE_ROW_ID;
 
 /// Transaction property: the UID of the refresh that committed.
 pub const REFRESH: &str = "relance.refresh";
+/// Transaction property: the id of the job that the refresh was, if it was one.
+pub const JOB: &str = "relance.job";
 /// Transaction property: the view version that the commit was judged on. If the
 /// next one is the commit's own, nothing came between, and it is as it was meant.
 pub const READ_VERSION: &str = "relance.readVersion";

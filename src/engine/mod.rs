@@ -62,6 +62,7 @@ pub mod freshness;
 pub mod guess;
 pub mod history;
 pub mod indices;
+mod landed;
 pub mod ledger;
 pub mod memory;
 pub mod merge;

@@ -444,7 +444,7 @@ impl Run<'_> {
                 }
                 return Ok(None);
             }
-            let properties = BTreeMap::from([
+            let mut properties = BTreeMap::from([
                 (commit::REFRESH.to_string(), request.refresh.clone()),
                 (
                     commit::READ_VERSION.to_string(),
@@ -455,6 +455,8 @@ impl Run<'_> {
                     serde_json::to_string(&outcome).unwrap_or_default(),
                 ),
             ]);
+            let job = request.job.clone();
+            properties.extend(job.map(|job| (commit::JOB.to_string(), job)));
             // What there is to remove afterwards is there by now.
             let (attempted, rubbish) = futures::join!(
                 commit::attempt(&table, &judgement, properties),

@@ -397,6 +397,25 @@ async fn a_job_whose_resource_is_gone_is_told_of_by_what_it_left_with_the_view()
     ask(&replica, "describe", json!({ "job_id": failed }))
         .await
         .error(404, 10);
+
+    // When the record is gone too, the view's own history has the commit.
+    let before = ask(&replica, "describe", json!({ "job_id": job_id })).await;
+    let kept = world.folder.path().join("v.lance/_relance");
+    std::fs::remove_dir_all(kept).expect("what relance keeps");
+    let told = ask(&replica, "describe", json!({ "job_id": job_id })).await;
+    assert_eq!((told.status, &told.body), (200, &before.body));
+    let told = events(&replica, json!({ "job_id": job_id })).await;
+    assert_eq!(text(&told, "state"), ["queued", "committed", "done"]);
+    // A version that was cleaned up tells nothing.
+    let view = world.folder.path().join("v.lance").display().to_string();
+    let mut view = lance::Dataset::open(&view).await.expect("the view");
+    let later = view.update_config([("a", "later version")]).await;
+    later.expect("a version");
+    let cleaned = view.cleanup_old_versions(chrono::TimeDelta::zero(), Some(true), None);
+    cleaned.await.expect("cleaned up");
+    ask(&replica, "describe", json!({ "job_id": job_id }))
+        .await
+        .error(404, 10);
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@
 //! | `done`, `failed`, `cancelled`, `timed_out` | it ended | the controller | its resource | the controller |
 //!
 //! Units of a refresh that has committed are known as long as its ledger is
-//! kept: for the last 16 commits of the view.
+//! kept: for the last 16 commits of the view. Of a job whose resource is gone,
+//! what [`past`] finds is told.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -77,12 +78,16 @@ pub async fn query(
         .catalog
         .in_time(account::of(&catalog, view, &uid))
         .await?;
-    let account = match looked {
+    let mut account = match looked {
         Ok(account) => account,
         // It was dropped, or never was: then nothing was done to it.
         Err(EngineError::ViewNotFound { .. } | EngineError::InvalidInput(_)) => Account::default(),
         Err(error) => return Err(error.into()),
     };
+    if let (None, Some(found)) = (&account.recorded, &found) {
+        // The record is gone; the view's history has the commit.
+        account.recorded = Some((found.at, found.record.outcome.clone()));
+    }
     let mut events = match (&refresh, &found) {
         (Some(refresh), _) => of_refresh(refresh),
         (None, Some(found)) => of_record(job_id, found),

@@ -5,7 +5,8 @@
 //! time: so every replica knows every job, also while the catalog is away. Only
 //! [`events`] looks into the view's folder. Once the resource is gone (its time
 //! to live is over, or someone deleted it), the record that the refresh left
-//! with the view still answers ([`past`]) for what it changed.
+//! with the view still answers ([`past`]), and then the view's own history, for
+//! what it changed.
 
 mod events;
 mod filter;

@@ -1,12 +1,15 @@
-//! Jobs whose resource is gone: what the refresh left on record with its view.
+//! Jobs whose resource is gone: what the refresh left on record with its view,
+//! and what the view's own Lance history says.
 //!
-//! Recorded is what brought a view to its source or found it there; what
-//! failed or was cancelled leaves nothing. The record is kept for two weeks
-//! from the end of the refresh. Looking for it costs a few requests for each
-//! table of the catalog, so only a few look at a time.
+//! Recorded is what a worker did to a view or found right there, for two weeks
+//! from the end of the refresh. A refresh that changed its view is known
+//! longer, from its commit: until Lance's cleanup takes that version, among the
+//! newest of its view. What failed, was cancelled or needed no worker leaves
+//! nothing. Looking costs a few requests for each table of the catalog, so only
+//! a few look at a time.
 
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -38,7 +41,9 @@ pub async fn find(api: &Api, caller: &Caller, job_id: &str) -> Result<Found, Api
     let catalog = api.catalog_of(caller).await?;
     let search = async {
         let _turn = api.searches.0.acquire().await;
-        account::find(&catalog, job_id).await
+        let since = created(job_id).and_then(|ms| u64::try_from(ms).ok());
+        let since = since.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
+        account::find(&catalog, job_id, since).await
     };
     let found: Result<Option<Found>, EngineError> = api.catalog.in_time(search).await?;
     found?.ok_or_else(|| unknown(job_id))
