@@ -12,6 +12,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use lance_namespace::models::{
     DescribeTableRequest, DescribeTableResponse, ErrorResponse, ListNamespacesRequest,
     ListNamespacesResponse, ListTablesRequest, ListTablesResponse,
@@ -31,6 +32,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a question is asked that a busy catalog, or none, has answered.
+const ATTEMPTS: u32 = 3;
+
+/// The pause before the second time; it doubles.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Most of what a catalog says that is repeated, in characters.
 const REPEATED: usize = 300;
@@ -150,16 +157,25 @@ impl RemoteNamespace {
         self.http.request(method, url).headers(self.headers.clone())
     }
 
-    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> lance::Result<T> {
-        let away = |error: reqwest::Error| NamespaceError::ServiceUnavailable {
-            message: innermost(&error.without_url()),
+    /// What the catalog answers. No question here changes anything, so each may
+    /// be asked again.
+    async fn answer<T: DeserializeOwned>(&self, mut request: RequestBuilder) -> lance::Result<T> {
+        let mut pause = PAUSE;
+        let mut attempt = 1;
+        let body = loop {
+            let again = request.try_clone();
+            match (self.asked(request).await, again) {
+                (Err(NamespaceError::ServiceUnavailable { .. }), Some(again))
+                    if attempt < ATTEMPTS =>
+                {
+                    request = again;
+                }
+                (answer, _) => break answer?,
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            attempt += 1;
         };
-        let answer = request.send().await.map_err(away)?;
-        let status = answer.status();
-        let body = answer.bytes().await.map_err(away)?;
-        if !status.is_success() {
-            return Err(self.refusal(status, &body).into());
-        }
         serde_json::from_slice(&body).map_err(|error| {
             let message = format!(
                 "its answer is none of the Lance Namespace's (line {}, column {}); check the URL",
@@ -168,6 +184,19 @@ impl RemoteNamespace {
             );
             NamespaceError::ServiceUnavailable { message }.into()
         })
+    }
+
+    async fn asked(&self, request: RequestBuilder) -> Result<Bytes, NamespaceError> {
+        let away = |error: reqwest::Error| NamespaceError::ServiceUnavailable {
+            message: innermost(&error.without_url()),
+        };
+        let answer = request.send().await.map_err(away)?;
+        let status = answer.status();
+        let body = answer.bytes().await.map_err(away)?;
+        match status.is_success() {
+            true => Ok(body),
+            false => Err(self.refusal(status, &body)),
+        }
     }
 
     /// What an answer that is none means.

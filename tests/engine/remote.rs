@@ -48,6 +48,8 @@ struct Serving {
     namespace: Arc<dyn LanceNamespace>,
     vended: HashMap<String, String>,
     manages_versions: bool,
+    /// So many requests it is too busy to answer.
+    busy: Mutex<usize>,
     headers: Mutex<Vec<HeaderMap>>,
 }
 
@@ -73,6 +75,12 @@ impl Serving {
         id: &str,
         query: &HashMap<String, String>,
     ) -> Result<Vec<String>, (StatusCode, Json<Value>)> {
+        let mut busy = self.busy.lock().unwrap();
+        if *busy > 0 {
+            *busy -= 1;
+            return Err(refused(StatusCode::SERVICE_UNAVAILABLE, 17, "busy"));
+        }
+        drop(busy);
         let shown = headers.get("authorization").cloned();
         self.headers.lock().unwrap().push(headers);
         let shown = shown.as_ref().map_or("nothing", |v| v.to_str().unwrap());
@@ -163,6 +171,7 @@ impl RestCatalog {
             namespace: Arc::new(namespace),
             vended,
             manages_versions,
+            busy: Mutex::new(0),
             headers: Mutex::default(),
         });
         let router = Router::new()
@@ -311,6 +320,22 @@ async fn a_catalog_that_refuses_the_callers_credential_is_told_of_without_it() {
         matches!(listed, EngineError::CatalogDenied { .. }),
         "{listed:?}"
     );
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_busy_for_a_moment_is_asked_again_and_not_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().display().to_string();
+    team(&root).await;
+    let served = RestCatalog::start(&root, &BTreeMap::new(), HashMap::new(), false).await;
+    let catalog = served.shown(TOKEN);
+    *served.state.busy.lock().unwrap() = 2;
+    refreshed(&catalog, &["team", "v"]).await.unwrap();
+    *served.state.busy.lock().unwrap() = 100;
+    let error = refreshed(&catalog, &["team", "v"]).await.unwrap_err();
+    let unavailable = matches!(error, EngineError::Unavailable { .. });
+    assert!(unavailable && error.retryable(), "{error:?}");
+    assert_eq!(*served.state.busy.lock().unwrap(), 97);
 }
 
 #[tokio::test]

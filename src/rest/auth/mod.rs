@@ -16,6 +16,9 @@
 //!    RefreshCluster, before anybody looks whether that or the view is there:
 //!    who may not learns nothing of what exists.
 //!
+//! Where credentials are forwarded, the REST catalog is shown the caller's own
+//! from then on, and says itself what the caller may reach.
+//!
 //! Answers of the API server are kept for [`cache::KEEP`], under hashes. So a
 //! revoked key, token or RoleBinding is of no use that much later, and an API
 //! server that does not answer lets nobody in.
