@@ -471,7 +471,10 @@ def main():
         for operator in operators:
             operator.kill()
         if wrong:
+            (scratch / "relance").unlink()
             say(f"the operators' logs are in {scratch}; again by RELANCE_SEED={SEED}")
+        else:
+            shutil.rmtree(scratch)
         link.unlink()
         for cluster in (home, far):
             cluster.run("up", check=False)
