@@ -61,22 +61,15 @@ pub async fn query(
         select(&events_of(Vec::new())?, filter)?;
     }
     let job_id = job_id(&body)?;
-    let (refresh, found) = match api.store.get(job_id).await? {
-        Some(refresh) => (Some(refresh), None),
-        None => (None, Some(past::find(&api, &caller, job_id).await?)),
+    let source = match api.store.get(job_id).await? {
+        Some(refresh) => Source::Resource(Box::new(refresh)),
+        None => Source::Past(past::find(&api, &caller, job_id).await?),
     };
-    let (view, uid) = match (&refresh, &found) {
-        (Some(refresh), _) => (
-            refresh.spec.view.as_slice(),
-            refresh.uid().unwrap_or_default(),
-        ),
-        (None, Some(found)) => (found.view.as_slice(), found.record.refresh.clone()),
-        (None, None) => return Err(super::unknown(job_id)),
-    };
+    let uid = source.uid();
     let catalog = api.catalog_of(&caller).await?;
     let looked = api
         .catalog
-        .in_time(account::of(&catalog, view, &uid))
+        .in_time(account::of(&catalog, source.view(), &uid))
         .await?;
     let mut account = match looked {
         Ok(account) => account,
@@ -84,20 +77,12 @@ pub async fn query(
         Err(EngineError::ViewNotFound { .. } | EngineError::InvalidInput(_)) => Account::default(),
         Err(error) => return Err(error.into()),
     };
-    if let (None, Some(found)) = (&account.recorded, &found) {
+    if let (None, Source::Past(found)) = (&account.recorded, &source) {
         // The record is gone; the view's history has the commit.
         account.recorded = Some((found.at, found.record.outcome.clone()));
     }
-    let mut events = match (&refresh, &found) {
-        (Some(refresh), _) => of_refresh(refresh),
-        (None, Some(found)) => of_record(job_id, found),
-        (None, None) => Vec::new(),
-    };
-    let job = refresh
-        .as_ref()
-        .and_then(|r| r.status.as_ref()?.job.as_ref());
-    let job = job.map(|job| format!("Job/{}", job.name));
-    events.extend(of_account(&account, &uid, job.as_deref()));
+    let mut events = source.events(job_id);
+    events.extend(of_account(&account, &uid, source.job().as_deref()));
     // Stable: what comes at the same time stays in the order of a life.
     events.sort_by_key(|event| (event.at, event.rank));
     let mut batch = events_of(events)?;
@@ -107,6 +92,45 @@ pub async fn query(
     let batch = batch.slice(0, batch.num_rows().min(limit as usize));
     let bytes = stream(&batch).map_err(internal)?;
     Ok(([(header::CONTENT_TYPE, ARROW_STREAM)], bytes).into_response())
+}
+
+/// What tells of a job.
+enum Source {
+    Resource(Box<MaterializedViewRefresh>),
+    /// The resource is gone; what it left in the catalog.
+    Past(Found),
+}
+
+impl Source {
+    fn view(&self) -> &[String] {
+        match self {
+            Source::Resource(refresh) => &refresh.spec.view,
+            Source::Past(found) => &found.view,
+        }
+    }
+
+    fn uid(&self) -> String {
+        match self {
+            Source::Resource(refresh) => refresh.uid().unwrap_or_default(),
+            Source::Past(found) => found.record.refresh.clone(),
+        }
+    }
+
+    fn events(&self, job_id: &str) -> Vec<Event> {
+        match self {
+            Source::Resource(refresh) => of_refresh(refresh),
+            Source::Past(found) => of_record(job_id, found),
+        }
+    }
+
+    /// Its Kubernetes Job, as events name it.
+    fn job(&self) -> Option<String> {
+        let Source::Resource(refresh) = self else {
+            return None;
+        };
+        let job = refresh.status.as_ref()?.job.as_ref()?;
+        Some(format!("Job/{}", job.name))
+    }
 }
 
 /// One event.
