@@ -32,9 +32,9 @@ test: lint ## Everything that CI runs: lint, and all tests against a real cluste
 	@NAME=$(TEST_NAME) tests/run
 
 .PHONY: soak
-soak: packages ## The random tests of the engine at full length (hours; RELANCE_SEED=1 says where they start)
+soak: packages ## The random tests of the engine at full length, in release (RELANCE_SEED=1 says where they start)
 	RELANCE_HISTORIES=2000 RELANCE_SWEEP=0 RELANCE_KILLS=300 RELANCE_RACES=500 \
-		cargo test --test engine -- --nocapture histories faults kills races
+		cargo test --release --test engine -- --nocapture histories faults general kills races
 
 .PHONY: fuzz
 fuzz: packages ## The fuzzers of the REST API at full length (RELANCE_SEED=1 says which requests)
