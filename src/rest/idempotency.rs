@@ -24,11 +24,11 @@ pub fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(key) = keys.next() else {
         return Ok(None);
     };
-    let visible = |byte: &u8| (0x20..0x7f).contains(byte);
+    let printable = |byte: &u8| (0x20..0x7f).contains(byte);
     let key = key.as_bytes();
-    if keys.next().is_some() || key.is_empty() || key.len() > MAX_KEY || !key.iter().all(visible) {
+    if keys.next().is_some() || key.is_empty() || key.len() > MAX_KEY || !key.iter().all(printable) {
         return Err(ApiError::InvalidInput(format!(
-            "Idempotency-Key must be given once, with 1 to {MAX_KEY} visible ASCII characters"
+            "Idempotency-Key must be given once, with 1 to {MAX_KEY} printable ASCII characters"
         )));
     }
     Ok(Some(String::from_utf8_lossy(key).into_owned()))
