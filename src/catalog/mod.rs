@@ -127,13 +127,15 @@ impl SharedCatalog {
         };
         let http = self.http.get_or_try_init(async || remote::client());
         let http = http.await?.clone();
-        self.source.over(http, Some(caller), Access::Caller)
+        let catalog = self.source.over(http, Some(caller), Access::Caller)?;
+        Ok(catalog.for_looks())
     }
 
     /// The catalog. Errors: `Unavailable`, and `InvalidInput` for a URI that cannot be one.
     pub async fn get(&self) -> Result<Catalog, EngineError> {
-        let connect = self.connected.get_or_try_init(|| self.source.connect());
-        self.in_time(connect).await?.cloned()
+        let connect = async || Ok(self.source.connect().await?.for_looks());
+        let connected = self.connected.get_or_try_init(connect);
+        self.in_time(connected).await?.cloned()
     }
 
     /// Waits for one answer of the catalog, but not for ever.

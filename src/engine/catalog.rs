@@ -75,6 +75,12 @@ impl Catalog {
         Self::with_store(uri, Store::new(options)).await
     }
 
+    /// The same catalog, for those who look at tables and refresh none.
+    pub fn for_looks(mut self) -> Self {
+        self.store = self.store.for_looks();
+        self
+    }
+
     /// As [`Catalog::connect`], with `wrapper` around every storage operation
     /// on tables.
     pub async fn connect_wrapped(

@@ -36,6 +36,9 @@ use super::error::{EngineError, Result};
 const INDEX_CACHE: usize = 16 << 20;
 /// Bytes of metadata cache in the session of one opened table.
 const METADATA_CACHE: usize = 64 << 20;
+/// Bytes of each of the two where a table is only looked at: a session's caches
+/// are laid out when it is made, and most looks are over before they are used.
+const LOOK_CACHE: usize = 1 << 20;
 
 /// Storage option: how often one call is tried again.
 const RETRIES_OPTION: &str = "client_max_retries";
@@ -61,6 +64,8 @@ pub struct Store {
     options: HashMap<String, String>,
     wrapper: Option<Arc<dyn WrappingObjectStore>>,
     registry: Arc<ObjectStoreRegistry>,
+    /// Bytes of index cache and of metadata cache in a session.
+    caches: (usize, usize),
     /// By URI, what the catalog vends for a table in place of `options`.
     vended: Arc<Mutex<HashMap<String, Arc<StorageOptionsAccessor>>>>,
 }
@@ -91,8 +96,15 @@ impl Store {
             options,
             wrapper: None,
             registry: Arc::new(ObjectStoreRegistry::default()),
+            caches: (INDEX_CACHE, METADATA_CACHE),
             vended: Arc::default(),
         }
+    }
+
+    /// The same store, for those who look at tables and refresh none.
+    pub fn for_looks(mut self) -> Self {
+        self.caches = (LOOK_CACHE, LOOK_CACHE);
+        self
     }
 
     /// The same store, with every operation passing through `wrapper`.
@@ -110,11 +122,8 @@ impl Store {
     /// A session of its own: lance caches transactions by version number
     /// alone, so a session must not outlive a look at one table.
     pub fn session(&self) -> Arc<Session> {
-        Arc::new(Session::new(
-            INDEX_CACHE,
-            METADATA_CACHE,
-            self.registry.clone(),
-        ))
+        let (index, metadata) = self.caches;
+        Arc::new(Session::new(index, metadata, self.registry.clone()))
     }
 
     /// From now on the table at `uri` is reached by what `options` give, which

@@ -26,7 +26,8 @@ pub fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     };
     let printable = |byte: &u8| (0x20..0x7f).contains(byte);
     let key = key.as_bytes();
-    if keys.next().is_some() || key.is_empty() || key.len() > MAX_KEY || !key.iter().all(printable) {
+    if keys.next().is_some() || key.is_empty() || key.len() > MAX_KEY || !key.iter().all(printable)
+    {
         return Err(ApiError::InvalidInput(format!(
             "Idempotency-Key must be given once, with 1 to {MAX_KEY} printable ASCII characters"
         )));
