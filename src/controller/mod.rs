@@ -70,7 +70,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::runtime::controller::{self, Controller, Error as RuntimeError};
+use kube::runtime::controller::{Controller, Error as RuntimeError};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::watcher::{self, Event, watcher};
@@ -90,11 +90,6 @@ use election::{Election, Leadership};
 use metrics::ControllerMetrics;
 use places::Places;
 use targets::Targets;
-
-/// Passes under way at a time: many more than requests are, so that a cluster
-/// or a catalog that is slow to answer holds up nobody else's. All of them are
-/// polled whenever one goes on, so that thousands would mostly do that.
-const PASSES: u16 = 128;
 
 /// What the controller needs to know.
 #[derive(Clone, Debug)]
@@ -267,7 +262,6 @@ async fn run(
     let refresh_controller = Controller::for_stream(refresh_events, refreshes)
         .reconcile_on(touched)
         .reconcile_on(woken)
-        .with_config(controller::Config::default().concurrency(PASSES))
         .graceful_shutdown_on(shutdown.clone().cancelled_owned())
         .run(reconcile::reconcile, reconcile::after_error, ctx.clone())
         .for_each(async |pass| told(pass));
