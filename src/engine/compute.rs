@@ -17,7 +17,7 @@ use super::execute::{UnitError, Workbench};
 use super::fingerprint::Fingerprint;
 use super::ledger::Claim;
 use super::partials::Parts;
-use super::refresh::{Progress, Request};
+use super::request::{Progress, Request};
 use super::share::{Next, Share};
 use super::store::Objects;
 use super::work::{Task, Work};

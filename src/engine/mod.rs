@@ -73,6 +73,7 @@ pub mod plan;
 pub mod prefix;
 pub mod processors;
 pub mod refresh;
+pub mod request;
 pub mod share;
 pub mod staged;
 pub mod store;

@@ -18,7 +18,7 @@ use super::history::History;
 use super::ledger::{Columns, Ledger, Standing};
 use super::paths;
 use super::plan::Plan;
-use super::refresh::Request;
+use super::request::Request;
 use super::store::{Objects, Store};
 
 /// How long an outcome object is kept.

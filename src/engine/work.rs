@@ -24,7 +24,7 @@ use super::outcome::{Mode, Outcome};
 use super::partials::Parts;
 use super::plan::{Inputs, Judgement, Pinned, Plan};
 use super::prefix::{self, Known};
-use super::refresh::Request;
+use super::request::Request;
 use super::staged;
 use super::store::{is_missing, storage};
 use super::unit::{self, Extent, Piece, TARGET_ROWS};

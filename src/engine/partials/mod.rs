@@ -28,7 +28,7 @@ use super::error::Result;
 use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Ledger, Ledgers, STAGED_FOR};
 use super::plan::{self, Plan};
-use super::refresh::Request;
+use super::request::Request;
 use super::store::Objects;
 use super::unit::{self, Piece, TARGET_ROWS};
 use super::work::Work;

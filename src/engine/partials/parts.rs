@@ -21,7 +21,7 @@ use crate::engine::execute::{UnitError, Workbench};
 use crate::engine::fingerprint::Fingerprint;
 use crate::engine::ledger::Claim;
 use crate::engine::paths;
-use crate::engine::refresh::{Progress, Request};
+use crate::engine::request::{Progress, Request};
 use crate::engine::store::Objects;
 use crate::engine::unit::Extent;
 use crate::engine::work::Work;
