@@ -240,10 +240,10 @@ impl<'a> Pass<'a> {
                 // RefreshCluster before it was changed.
                 let cluster = &self.seen.refresh.spec.cluster;
                 ctx.ask_for_cluster(cluster, self.began).await?;
-                let cluster = ctx.cluster(cluster).map(|cluster| cluster.spec.clone());
+                let cluster = ctx.cluster(cluster);
                 let (turn, reservation) =
                     admission::turn(ctx, &self.seen.refresh, self.seen.world.as_ref()).await?;
-                if cluster != self.cluster {
+                if cluster.as_ref().map(|cluster| &cluster.spec) != self.cluster.as_ref() {
                     self.seen.world = None;
                 }
                 self.seen.turn = Some(turn);
