@@ -12,7 +12,6 @@ use lancedb::materialized_view::{
     DEFINITION_META_KEY, LateralSource, MaterializedViewDefinition, StoredDefinition,
     read_definition, read_definition_sql_with_defaults,
 };
-
 use moka::sync::Cache;
 
 use super::general::names::Query;
@@ -31,7 +30,7 @@ pub const VIEW_VERSION: &str = "mv.view_version";
 /// Metadata: when the last refresh ended, in milliseconds since 1970.
 pub const REFRESHED_AT_MS: &str = "mv.refreshed_at_ms";
 
-/// Metadata that each refresh changes, and no definition depends on.
+/// Metadata that changes while the definition stays.
 const VOLATILE: [&str; 5] = [
     INCARNATION,
     SOURCE_VERSION,
