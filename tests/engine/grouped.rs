@@ -9,8 +9,8 @@ use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
 use datafusion::datasource::MemTable;
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
+use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
-use lance::dataset::{UpdateBuilder, WriteMode};
 use lance_io::stream::RecordBatchStream;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -18,7 +18,7 @@ use relance::engine::outcome::{Mode, Outcome};
 use relance::engine::refresh::Request;
 
 use crate::faults::{self, store::Faults};
-use crate::support::{Db, Form, render, request};
+use crate::support::{Db, Form, render, request, update};
 
 /// Aggregates that are merged from parts. `{id}` is where the older form has
 /// its row ids.
@@ -172,16 +172,8 @@ async fn every_aggregate_is_right_through_random_changes() {
                         source.delete(&format!("id = {id}")).await.unwrap();
                     }
                     3 => {
-                        UpdateBuilder::new(Arc::new(source))
-                            .update_where(&format!("id < {id} AND id > {id} - 5"))
-                            .unwrap()
-                            .set("x", "x + 1")
-                            .unwrap()
-                            .build()
-                            .unwrap()
-                            .execute()
-                            .await
-                            .unwrap();
+                        let which = format!("id < {id} AND id > {id} - 5");
+                        update(source, &which, "x", "x + 1").await.unwrap();
                     }
                     _ => {
                         compact_files(&mut source, CompactionOptions::default(), None)

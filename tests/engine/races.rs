@@ -17,7 +17,7 @@ use arrow_array::RecordBatchIterator;
 use arrow_schema::Schema;
 use lance::Dataset;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
-use lance::dataset::{UpdateBuilder, WriteMode, WriteParams};
+use lance::dataset::{WriteMode, WriteParams};
 use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -29,7 +29,7 @@ use relance::protocol::{Task, exit};
 use tokio::sync::Mutex;
 
 use crate::support::{
-    Db, Form, Python, Worker, commits_of, foreign, number, relance_refresh, request,
+    Db, Form, Python, Worker, commits_of, foreign, number, relance_refresh, request, update,
 };
 
 /// Two definitions of the same columns.
@@ -261,12 +261,7 @@ impl Race {
                 table.delete(&format!("id % 10 = {some}")).await?;
             }
             Update => {
-                UpdateBuilder::new(Arc::new(table))
-                    .update_where(&format!("id % 10 = {some}"))?
-                    .set("y", "-1")?
-                    .build()?
-                    .execute()
-                    .await?;
+                update(table, &format!("id % 10 = {some}"), "y", "-1").await?;
             }
             Append | Overwrite => {
                 let metadata: HashMap<String, String> = schema.metadata().clone();

@@ -110,13 +110,16 @@ async fn describe(
         with_table_uri: Some(query.get("with_table_uri").is_some_and(|v| v == "true")),
         ..Default::default()
     };
-    let mut found = match state.namespace.describe_table(request).await {
-        Ok(found) => found,
-        Err(error) => return Err(failed(&error)),
-    };
+    let found = state.namespace.describe_table(request).await;
+    let mut found = found.map_err(|error| failed(&error))?;
     found.storage_options = Some(state.vended.clone());
     found.managed_versioning = Some(state.manages_versions);
     Ok(Json(serde_json::to_value(found).unwrap()))
+}
+
+fn told(page: lance::Result<impl serde::Serialize>) -> Answer {
+    let page = page.map_err(|error| failed(&error))?;
+    Ok(Json(serde_json::to_value(page).unwrap()))
 }
 
 /// Names one by one, a page each.
@@ -133,9 +136,7 @@ async fn tables(
         limit: Some(1),
         ..Default::default()
     };
-    let page = state.namespace.list_tables(request).await;
-    let page = page.map_err(|error| failed(&error))?;
-    Ok(Json(serde_json::to_value(page).unwrap()))
+    told(state.namespace.list_tables(request).await)
 }
 
 async fn namespaces(
@@ -150,9 +151,7 @@ async fn namespaces(
         page_token: query.get("page_token").cloned(),
         ..Default::default()
     };
-    let page = state.namespace.list_namespaces(request).await;
-    let page = page.map_err(|error| failed(&error))?;
-    Ok(Json(serde_json::to_value(page).unwrap()))
+    told(state.namespace.list_namespaces(request).await)
 }
 
 impl RestCatalog {

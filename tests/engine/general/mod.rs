@@ -5,10 +5,8 @@ mod cases;
 mod world;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use arrow_schema::Field;
-use lance::dataset::UpdateBuilder;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lancedb::materialized_view::{
     definition_metadata_from_sql, definition_metadata_from_sql_with_defaults,
@@ -24,7 +22,7 @@ use relance::engine::view;
 use self::cases::{CASES, Case};
 use self::world::World;
 use crate::faults::{self, store::Faults};
-use crate::support::{commits_of, request};
+use crate::support::{commits_of, request, update};
 
 #[tokio::test]
 async fn every_query_gives_its_rows_and_does_nothing_the_second_time() {
@@ -109,14 +107,7 @@ async fn a_column_that_no_part_of_the_query_reads_costs_nothing() {
     world.create_view("v", case.sql).await;
     world.check("v", case, "at first").await;
     let orders = world.db.open("orders").await;
-    UpdateBuilder::new(Arc::new(orders))
-        .set("note", "'other'")
-        .unwrap()
-        .build()
-        .unwrap()
-        .execute()
-        .await
-        .unwrap();
+    update(orders, "true", "note", "'other'").await.unwrap();
     // The update moved every row to another file, so this one must look.
     world.check("v", case, "after all rows moved").await;
     let mut orders = world.db.open("orders").await;

@@ -12,7 +12,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
-use lance::dataset::{UpdateBuilder, WriteMode, WriteParams};
+use lance::dataset::{WriteMode, WriteParams};
 use lance_io::stream::RecordBatchStream;
 use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use rand::Rng;
@@ -20,7 +20,7 @@ use rand::rngs::StdRng;
 use relance::engine::outcome::Outcome;
 
 use super::cases::Case;
-use crate::support::{Db, render};
+use crate::support::{Db, render, update};
 
 /// The tables that the queries read, and views over them.
 pub struct World {
@@ -85,16 +85,8 @@ impl World {
                     "customers" => ("name", "'changed'"),
                     _ => ("title", "'changed'"),
                 };
-                UpdateBuilder::new(Arc::new(dataset))
-                    .update_where(&format!("id >= {id}"))
-                    .unwrap()
-                    .set(column, value)
-                    .unwrap()
-                    .build()
-                    .unwrap()
-                    .execute()
-                    .await
-                    .unwrap();
+                let which = format!("id >= {id}");
+                update(dataset, &which, column, value).await.unwrap();
             }
             4 => {
                 compact_files(&mut dataset, CompactionOptions::default(), None)

@@ -12,8 +12,8 @@ use lance::Dataset;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance::dataset::transaction::{Operation, TransactionBuilder};
 use lance::dataset::{
-    ColumnAlteration, CommitBuilder, MergeInsertBuilder, NewColumnTransform, UpdateBuilder,
-    WhenMatched, WhenNotMatched, WriteDestination, WriteMode, WriteParams,
+    ColumnAlteration, CommitBuilder, MergeInsertBuilder, NewColumnTransform, WhenMatched,
+    WhenNotMatched, WriteDestination, WriteMode, WriteParams,
 };
 use lance_core::utils::deletion::DeletionVector;
 use lance_table::io::deletion::write_deletion_file;
@@ -21,7 +21,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::data::{new_name, new_schema, new_type, rows};
-use crate::support::{Db, foreign};
+use crate::support::{Db, foreign, update};
 
 /// The source under change.
 pub struct Source {
@@ -98,12 +98,7 @@ impl Source {
                     _ => return Ok("nothing".into()),
                 };
                 let which = format!("{key} >= {low} AND {key} < {high}");
-                UpdateBuilder::new(Arc::new(source))
-                    .update_where(&which)?
-                    .set(other.name(), &value)?
-                    .build()?
-                    .execute()
-                    .await?;
+                update(source, &which, other.name(), &value).await?;
                 Ok(format!("update {column} where {which}"))
             }
             (12..=14, _) => {
@@ -284,12 +279,8 @@ pub async fn change_view(db: &Db, name: &str, random: &mut StdRng) -> lance::Res
             else {
                 return Ok("nothing".into());
             };
-            UpdateBuilder::new(Arc::new(view))
-                .update_where(&format!("{} IS NOT NULL", ticked(field.name())))?
-                .set(field.name(), "NULL")?
-                .build()?
-                .execute()
-                .await?;
+            let which = format!("{} IS NOT NULL", ticked(field.name()));
+            update(view, &which, field.name(), "NULL").await?;
             "updates"
         }
         6 => {

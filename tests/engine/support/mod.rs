@@ -16,7 +16,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 use lance::Dataset;
-use lance::dataset::{WriteMode, WriteParams};
+use lance::dataset::{UpdateBuilder, WriteMode, WriteParams};
 use lance_io::stream::RecordBatchStream;
 use lancedb::materialized_view::{
     DEFINITION_META_KEY, MaterializedViewDefinition, definition_metadata_from_sql,
@@ -284,6 +284,13 @@ pub async fn commits_of(db: &Db, view: &str, uid: &str) -> usize {
         );
     }
     found
+}
+
+/// Sets `column` of the rows for which `which` holds to `value`, both in SQL.
+pub async fn update(table: Dataset, which: &str, column: &str, value: &str) -> lance::Result<()> {
+    let update = UpdateBuilder::new(Arc::new(table)).update_where(which)?;
+    update.set(column, value)?.build()?.execute().await?;
+    Ok(())
 }
 
 /// The number in environment variable `name`, or else `default`.
