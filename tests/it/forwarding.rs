@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::callers::{AUDIENCE, Callers};
 use crate::operator::{Operator, PATIENCE};
-use crate::planted::{Plants, bytes_below, resources};
+use crate::planted::{Plants, readable};
 use crate::rest_catalog::RestCatalog;
 
 /// What the chart grants beside the rest where credentials are forwarded.
@@ -191,30 +191,11 @@ async fn a_callers_token_opens_the_catalog_for_its_refresh_and_is_nowhere_at_the
     left_no_credential(&operator, &denied).await;
     assert_eq!(operator.ids("v").await, (2..10).collect::<Vec<_>>());
 
-    let mut storage = Vec::new();
-    bytes_below(&operator.tables, &mut storage);
-    let workers = [
-        "logs",
-        "--all-containers",
-        "--tail=-1",
-        "-l",
-        names::REFRESH_LABEL,
-    ];
-    for (what, text) in [
-        ("answers", answers.into_bytes()),
-        ("the log", operator.log_lines().join("\n").into_bytes()),
-        ("the workers' logs", operator.kubectl(&workers).into_bytes()),
-        ("resources", resources(&operator).into_bytes()),
-        ("storage", storage),
-        ("metrics", operator.metrics().await.into_bytes()),
-        // The keys' own Secret holds their hashes.
-        (
-            "Secrets",
-            operator
-                .kubectl(&["get", "secrets", "-o", "yaml"])
-                .into_bytes(),
-        ),
-    ] {
+    let mut readable = readable(&operator, answers).await;
+    // The keys' own Secret holds their hashes.
+    let secrets = operator.kubectl(&["get", "secrets", "-o", "yaml"]);
+    readable.push(("Secrets", secrets.into_bytes()));
+    for (what, text) in readable {
         assert!(text.len() > 100, "{what} is too little to be all");
         assert_eq!(plants.found_in(&text), [""; 0], "in {what}");
     }

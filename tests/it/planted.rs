@@ -7,6 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::{Value, json};
 
+use relance::resources::names;
+
 use crate::callers::{AUDIENCE, Callers};
 use crate::operator::Operator;
 
@@ -66,6 +68,35 @@ pub fn resources(operator: &Operator) -> String {
         "yaml",
         "--show-managed-fields",
     ])
+}
+
+/// All that anybody may read without a credential of his own for it, and what
+/// it is: what was answered first, and the operator's log then.
+pub async fn readable(operator: &Operator, answers: String) -> Vec<(&'static str, Vec<u8>)> {
+    let mut stored = Vec::new();
+    bytes_below(&operator.tables, &mut stored);
+    let worker_logs = [
+        "logs",
+        "--all-containers",
+        "--prefix",
+        "--tail=-1",
+        "-l",
+        names::REFRESH_LABEL,
+    ];
+    vec![
+        ("answers", answers.into_bytes()),
+        (
+            "the operator's log",
+            operator.log_lines().join("\n").into_bytes(),
+        ),
+        (
+            "the workers' logs",
+            operator.kubectl(&worker_logs).into_bytes(),
+        ),
+        ("resources", resources(operator).into_bytes()),
+        ("storage", stored),
+        ("metrics", operator.metrics().await.into_bytes()),
+    ]
 }
 
 /// Every byte of every file below a folder, and their names.
@@ -354,30 +385,7 @@ async fn no_secret_that_is_planted_anywhere_comes_to_light_anywhere() {
         .until("to-far", "told about", |status| status.message.is_some())
         .await;
 
-    let mut stored = Vec::new();
-    bytes_below(&operator.tables, &mut stored);
-    let worker_logs = [
-        "logs",
-        "--all-containers",
-        "--prefix",
-        "--tail=-1",
-        "-l",
-        "relance.dev/refresh",
-    ];
-    let mut readable = [
-        ("answers", answers.into_bytes()),
-        (
-            "the operator's log",
-            operator.log_lines().join("\n").into_bytes(),
-        ),
-        (
-            "the workers' logs",
-            operator.kubectl(&worker_logs).into_bytes(),
-        ),
-        ("resources", resources(&operator).into_bytes()),
-        ("storage", stored),
-        ("metrics", operator.metrics().await.into_bytes()),
-    ];
+    let mut readable = readable(&operator, answers).await;
     let mut leaks = Vec::new();
     for (what, text) in &readable {
         assert!(text.len() > 500, "{what} is too little to be all");
