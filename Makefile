@@ -16,7 +16,7 @@ help: ## List the targets
 
 .PHONY: packages
 packages: # What the Rust build needs beside Rust
-	@$(CLUSTER_SH) packages protobuf-compiler gcc libc6-dev curl
+	@$(CLUSTER_SH) packages protobuf-compiler libprotobuf-dev gcc libc6-dev curl
 
 .PHONY: lint
 lint: packages ## Formatting and clippy
