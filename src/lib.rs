@@ -9,6 +9,7 @@ pub mod health;
 pub mod kubectl;
 pub mod kubernetes;
 pub mod launch;
+pub mod lean;
 pub mod listener;
 pub mod local;
 pub mod protocol;

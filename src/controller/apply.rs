@@ -9,6 +9,7 @@ use tracing::Instrument;
 
 use super::context::Context;
 use super::refresh::{Step, Write};
+use crate::lean::Lean;
 use crate::resources::{
     MaterializedViewRefresh, RefreshCluster, RefreshClusterStatus, names, reasons,
 };
@@ -35,10 +36,9 @@ pub async fn status(
     }));
     let params = PatchParams::apply(names::CONTROLLER_MANAGER).force();
     let written = ctx.refreshes.patch_status(&name, &params, &patch);
-    let Some(mut written) = unless_changed(written.await)? else {
+    let Some(Lean(written)) = unless_changed(written.await)? else {
         return Ok(None);
     };
-    written.metadata.managed_fields = None;
     ctx.wrote(&written);
     if let Some(step) = &write.step {
         tracing::info!(
@@ -127,10 +127,9 @@ async fn finalized(
     };
     let name = refresh.name_any();
     let written = ctx.refreshes.patch(&name, &params, &patch).await;
-    let Some(mut written) = unless_changed(written)? else {
+    let Some(Lean(written)) = unless_changed(written)? else {
         return Ok(None);
     };
-    written.metadata.managed_fields = None;
     ctx.wrote(&written);
     Ok(Some(written))
 }

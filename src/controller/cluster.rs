@@ -17,6 +17,7 @@ use super::reconcile::PassError;
 use super::targets::Reach;
 use crate::launch::job;
 use crate::launch::target::{Target, TargetError};
+use crate::lean::Lean;
 use crate::resources::reasons::{self, condition};
 use crate::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshSpec, Phase, RefreshCluster,
@@ -195,7 +196,7 @@ async fn judge(
         dry_run: true,
         ..PostParams::default()
     };
-    let made = target.ask(target.jobs.create(&dry_run, &job)).await;
+    let made = target.ask(target.jobs.create(&dry_run, &Lean(job))).await;
     let status = match made {
         Ok(_) => {
             return Ok(Seen::new(

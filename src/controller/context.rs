@@ -18,6 +18,7 @@ use super::targets::Targets;
 use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
 use crate::launch::progress::Budget;
+use crate::lean::Lean;
 use crate::resources::{MaterializedViewRefresh, RefreshCluster};
 
 /// Logs that are read a second, at most, for progress and Events of stuck Jobs.
@@ -44,7 +45,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What every pass shares.
 pub struct Context {
     pub(super) client: Client,
-    pub(super) refreshes: Api<MaterializedViewRefresh>,
+    pub(super) refreshes: Api<Lean<MaterializedViewRefresh>>,
     pub(super) clusters: Api<RefreshCluster>,
     pub(super) secrets: Api<Secret>,
     pub(super) targets: Arc<Targets>,

@@ -94,7 +94,7 @@ async fn look(ctx: &Arc<Context>, name: &str) -> Option<Duration> {
         return None;
     }
     let found = match ctx.refreshes.get_opt(name).await {
-        Ok(found) => found?,
+        Ok(found) => found?.0,
         Err(error) => {
             tracing::warn!(job_id = name, %error, "an ended refresh could not be looked at");
             return Some(ctx.put_off(name));

@@ -21,6 +21,7 @@ use crate::engine::freshness::{self, Freshness};
 use crate::engine::outcome;
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, progress, state};
+use crate::lean::Lean;
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
 use crate::world::{self, WorldError};
 
@@ -221,7 +222,7 @@ pub async fn job(
     let found = match known {
         Some(known) => known,
         None => match target.ask(target.jobs.get_opt(name)).await? {
-            Some(found) => Arc::new(found),
+            Some(Lean(found)) => Arc::new(found),
             None => return Ok(JobSeen::Absent),
         },
     };
@@ -236,7 +237,7 @@ pub async fn job(
         let ours = format!("{}={}", names::REFRESH_UID_LABEL, refresh_uid(refresh));
         let ours = ListParams::default().labels(&ours);
         let pods = target.ask(target.pods.list(&ours)).await?;
-        seen = state::of(&found, &pods.items);
+        seen = state::of(&found, pods.items.iter().map(|Lean(pod)| pod));
     }
     Ok(JobSeen::Ours(seen))
 }

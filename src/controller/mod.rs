@@ -64,7 +64,9 @@ mod refresh_model;
 #[cfg(test)]
 mod refresh_table;
 
+use std::collections::HashSet;
 use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,7 +78,6 @@ use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, predicates};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -84,12 +85,17 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
 use crate::launch::target::Touched;
+use crate::lean::{self, Parse};
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster, names};
 use context::{Context, Known};
 use election::{Election, Leadership};
 use metrics::ControllerMetrics;
 use places::Places;
 use targets::Targets;
+
+/// A Job that starts tells of itself and of its pods ten times within a moment:
+/// a pass over its refresh looks at all of that at once.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 /// What the controller needs to know.
 #[derive(Clone, Debug)]
@@ -171,7 +177,7 @@ async fn run(
     let Some(id) = home_id(&client, &namespace, &shutdown).await? else {
         return Ok(());
     };
-    let (touch, mut touched) = mpsc::unbounded_channel::<Touched>();
+    let (touch, touched) = mpsc::unbounded_channel::<Touched>();
     let targets = Targets::new(client.clone(), leadership, &namespace, &id, touch);
     let targets = Arc::new(targets);
     let home = Home {
@@ -211,7 +217,6 @@ async fn run(
     // Each watch fills its cache before it tells the controllers.
     let active = watcher::Config::default().fields(&Phase::none_of(&Phase::TERMINAL));
     let refresh_events = watch::<MaterializedViewRefresh>(&client, &namespace, active)
-        .modify(|refresh| refresh.metadata.managed_fields = None)
         .reflect(refresh_writer)
         .inspect_ok({
             let places = places.clone();
@@ -226,7 +231,6 @@ async fn run(
     let ended = watcher::Config::default().fields(&Phase::none_of(&Phase::ACTIVE));
     let ended_events = watch::<MaterializedViewRefresh>(&client, &namespace, ended);
     let cluster_events = watch::<RefreshCluster>(&client, &namespace, Default::default())
-        .modify(|cluster| cluster.metadata.managed_fields = None)
         .reflect(cluster_writer)
         .inspect_ok({
             let (places, targets) = (places.clone(), targets.clone());
@@ -247,7 +251,7 @@ async fn run(
     let (late, came_late) = mpsc::unbounded_channel();
     let touched = {
         let (active, at) = (refreshes.clone(), namespace.clone());
-        stream::poll_fn(move |polled| touched.poll_recv(polled)).map(move |touched| {
+        together(touched).map(move |touched| {
             let refresh = ObjectRef::new(&touched.refresh).within(&at);
             let known = active.get(&refresh).and_then(|known| known.uid());
             if touched.at_work.is_some_and(|uid| known != Some(uid)) {
@@ -325,11 +329,25 @@ fn watch<K>(
     config: watcher::Config,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send + use<K>
 where
-    K: Resource<Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    K: Resource<Scope = kube::core::NamespaceResourceScope> + Parse + Clone + Debug,
     K: Send + 'static,
     K::DynamicType: Default,
 {
-    watcher(Api::namespaced(client.clone(), namespace), config).default_backoff()
+    let events = watcher(Api::namespaced(client.clone(), namespace), config);
+    lean::objects(events.default_backoff())
+}
+
+/// What comes within [`TOGETHER`] of one another, each thing once.
+fn together<T: Eq + Hash>(coming: mpsc::UnboundedReceiver<T>) -> impl Stream<Item = T> {
+    stream::unfold(coming, async |mut coming| {
+        let mut come = HashSet::from([coming.recv().await?]);
+        tokio::time::sleep(TOGETHER).await;
+        while let Ok(next) = coming.try_recv() {
+            come.insert(next);
+        }
+        Some((stream::iter(come), coming))
+    })
+    .flatten()
 }
 
 /// Names a cluster again when its counts may have changed.

@@ -12,11 +12,13 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Preconditions};
+use kube::runtime::reflector::ObjectRef;
 
 use super::context::Context;
 use super::refresh::is_held;
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, state};
+use crate::lean::Lean;
 use crate::resources::{MaterializedViewRefresh, names};
 
 /// How often it is looked.
@@ -43,9 +45,16 @@ async fn sweep(ctx: &Context, target: &Target) {
         let Some(refresh) = found.labels().get(names::REFRESH_LABEL) else {
             continue;
         };
-        // The API server is asked, not a cache: what it shows late is no orphan.
+        let namespace = ctx.refreshes.namespace().unwrap_or_default();
+        let known = ObjectRef::new(refresh).within(namespace);
+        let known = ctx.known.refreshes.get(&known);
+        if known.is_some_and(|known| job::is_of(&found, &known)) {
+            // The watch shows none that has ended.
+            continue;
+        }
+        // The API server is asked before one is taken for an orphan.
         let refresh = match ctx.refreshes.get_opt(refresh).await {
-            Ok(refresh) => refresh,
+            Ok(refresh) => refresh.map(|Lean(refresh)| refresh),
             Err(error) => {
                 tracing::debug!(%error, "orphans cannot be looked for");
                 return;

@@ -22,6 +22,7 @@ use super::targets::Reach;
 use super::{admission, apply};
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, state};
+use crate::lean::Lean;
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshClusterSpec, reasons};
 use crate::telemetry;
 
@@ -127,7 +128,7 @@ impl<'a> Pass<'a> {
         let intent = status.and_then(|s| s.job.as_ref());
         if phase == Phase::Running
             && intent.is_some_and(|job| job.uid.is_none())
-            && let Some(fresh) = ctx.refreshes.get_opt(&refresh.name_any()).await?
+            && let Some(Lean(fresh)) = ctx.refreshes.get_opt(&refresh.name_any()).await?
         {
             // Nothing is launched on an intent that a cache remembers.
             refresh = fresh;
@@ -387,9 +388,9 @@ impl<'a> Pass<'a> {
             }
         };
         let params = PostParams::default();
-        let created = target.ask(target.jobs.create(&params, &job)).await;
+        let created = target.ask(target.jobs.create(&params, &Lean(job))).await;
         let error = match created {
-            Ok(job) => {
+            Ok(Lean(job)) => {
                 ctx.metrics.launches.inc();
                 self.seen.saw_job(Some(JobSeen::Ours(state::of(&job, []))));
                 return Ok(());

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::LogParams;
 
+use crate::lean::Lean;
 use crate::protocol::{PROGRESS, ProgressLine};
 use crate::resources::{Progress, count, names};
 
@@ -58,7 +59,7 @@ impl Budget {
 
 /// What the worker in `pod` printed last of its progress; None if nothing
 /// could be read: progress is a hint, and its absence no error.
-pub async fn sample(pods: &Api<Pod>, pod: &str) -> Option<Progress> {
+pub async fn sample(pods: &Api<Lean<Pod>>, pod: &str) -> Option<Progress> {
     let params = LogParams {
         container: Some(names::WORKER_CONTAINER.to_string()),
         tail_lines: Some(TAIL_LINES),

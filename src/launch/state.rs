@@ -210,34 +210,10 @@ fn ending(pod: &Pod) -> Option<Ending> {
     serde_json::from_str(message).ok()
 }
 
-/// Keeps of a pod only what is read here, so that a cache of many stays small.
-pub fn trim_pod(pod: &mut Pod) {
-    pod.metadata.managed_fields = None;
-    pod.metadata.annotations = None;
-    pod.spec = None;
-    if let Some(status) = &mut pod.status {
-        let conditions = status.conditions.take().into_iter().flatten();
-        let conditions = conditions.filter(|c| c.type_ == "PodScheduled");
-        *status = k8s_openapi::api::core::v1::PodStatus {
-            phase: status.phase.take(),
-            conditions: Some(conditions.collect()),
-            container_statuses: status.container_statuses.take(),
-            init_container_statuses: status.init_container_statuses.take(),
-            ..Default::default()
-        };
-    }
-}
-
-/// Keeps of a Job only what is read here.
-pub fn trim_job(job: &mut Job) {
-    job.metadata.managed_fields = None;
-    job.metadata.annotations = None;
-    job.spec = None;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lean::Lean;
     use serde_json::{Value, json};
 
     fn job(conditions: Value) -> Job {
@@ -406,12 +382,28 @@ mod tests {
     }
 
     #[test]
-    fn trimming_loses_nothing_that_is_read() {
-        let mut done = ended(0, Some(Ending::Done(outcome())), 1);
-        let mut job = job(true_("Complete", "CompletionsReached"));
-        let before = of(&job, [&done]);
-        trim_pod(&mut done);
-        trim_job(&mut job);
-        assert_eq!(of(&job, [&done]), before);
+    fn parsing_leanly_loses_nothing_that_is_read() {
+        let waiting = pod(json!({
+            "phase": "Pending",
+            "conditions": [{"type": "PodScheduled", "status": "False", "message": "no node"}],
+            "initContainerStatuses": [{
+                "name": "init", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "ErrImagePull", "message": "none"}},
+            }],
+        }));
+        let ended_well = ended(0, Some(Ending::Done(outcome())), 1);
+        let (held, complete) = (
+            job(true_("Suspended", "JobSuspended")),
+            job(true_("Complete", "CompletionsReached")),
+        );
+        for (job, pod) in [(&held, &waiting), (&complete, &ended_well)] {
+            let Lean(lean_job): Lean<Job> = again(job);
+            let Lean(lean_pod): Lean<Pod> = again(pod);
+            assert_eq!(of(&lean_job, [&lean_pod]), of(job, [pod]));
+        }
+    }
+
+    fn again<K: serde::Serialize, L: serde::de::DeserializeOwned>(object: &K) -> L {
+        serde_json::from_value(serde_json::to_value(object).unwrap()).unwrap()
     }
 }

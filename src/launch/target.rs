@@ -21,12 +21,12 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::state;
+use crate::lean::{self, Lean, Parse};
 use crate::resources::names;
 
 /// How long a call to another cluster may take.
@@ -60,7 +60,7 @@ impl TargetError {
 }
 
 /// A Job or pod of a refresh has changed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Touched {
     /// The refresh's name.
     pub refresh: String,
@@ -81,12 +81,12 @@ pub struct Target {
     /// The namespace of the Jobs.
     pub namespace: String,
     /// relance's Jobs in it.
-    pub jobs: Api<Job>,
+    pub jobs: Api<Lean<Job>>,
     /// Their pods.
-    pub pods: Api<Pod>,
+    pub pods: Api<Lean<Pod>>,
     /// What its controllers say of them.
     pub events: Api<Event>,
-    /// The same Jobs as the watch showed them last, trimmed.
+    /// The same Jobs as the watch showed them last.
     pub known_jobs: Store<Job>,
     /// The same pods.
     known_pods: Store<Pod>,
@@ -127,32 +127,18 @@ impl Target {
         let (known_jobs, job_writer) = reflector::store();
         let (known_pods, pod_writer) = reflector::store();
         let ending = CancellationToken::new();
-        let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
-        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        let jobs: Api<Lean<Job>> = Api::namespaced(client.clone(), namespace);
+        let pods: Api<Lean<Pod>> = Api::namespaced(client.clone(), namespace);
         let (touch_job, touch_pod) = (touched.clone(), touched.clone());
-        watch(
-            &jobs,
-            labels,
-            state::trim_job,
-            job_writer,
-            &ending,
-            move |job| {
-                tell(&touch_job, job, at_work(job));
-            },
-        );
+        watch(&jobs, labels, job_writer, &ending, move |job| {
+            tell(&touch_job, job, at_work(job));
+        });
         let pods_of = PodNames::default();
         let (names, stored) = (pods_of.clone(), known_pods.clone());
-        watch(
-            &pods,
-            labels,
-            state::trim_pod,
-            pod_writer,
-            &ending,
-            move |pod| {
-                names.note(pod, &stored);
-                tell(&touch_pod, pod, None);
-            },
-        );
+        watch(&pods, labels, pod_writer, &ending, move |pod| {
+            names.note(pod, &stored);
+            tell(&touch_pod, pod, None);
+        });
         Target {
             namespace: namespace.to_string(),
             jobs,
@@ -269,19 +255,16 @@ fn tell<K: Resource>(touched: &UnboundedSender<Touched>, object: &K, at_work: Op
 }
 
 fn watch<K>(
-    api: &Api<K>,
+    api: &Api<Lean<K>>,
     labels: &str,
-    trim: fn(&mut K),
     writer: reflector::store::Writer<K>,
     ending: &CancellationToken,
     touch: impl Fn(&K) + Send + 'static,
 ) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K: Resource<DynamicType = ()> + Parse + Clone + Debug + Send + Sync + 'static,
 {
     let config = watcher::Config::default().labels(labels);
-    let changes = watcher(api.clone(), config)
-        .default_backoff()
-        .modify(trim)
+    let changes = lean::objects(watcher(api.clone(), config).default_backoff())
         .reflect(writer)
         .touched_objects()
         .for_each(move |object| {

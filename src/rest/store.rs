@@ -32,6 +32,7 @@ use super::error::ApiError;
 use super::idempotency::SALT_BYTES;
 use super::manifest::GenevaManifest;
 use crate::catalog::credential::{Credential, Place};
+use crate::lean::Lean;
 use crate::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshSpec, Phase, RefreshCluster, names,
 };
@@ -71,7 +72,9 @@ pub struct Secrets<'a> {
 /// The resources of one namespace.
 #[derive(Clone)]
 pub struct Store {
-    refreshes: Api<MaterializedViewRefresh>,
+    refreshes: Api<Lean<MaterializedViewRefresh>>,
+    /// With who has written what of them.
+    whole: Api<MaterializedViewRefresh>,
     clusters: Api<RefreshCluster>,
     secrets: Api<Secret>,
     salt: std::sync::Arc<OnceCell<[u8; SALT_BYTES]>>,
@@ -90,6 +93,7 @@ impl Store {
     pub fn new(client: Client, namespace: &str) -> Self {
         Self {
             refreshes: Api::namespaced(client.clone(), namespace),
+            whole: Api::namespaced(client.clone(), namespace),
             clusters: Api::namespaced(client.clone(), namespace),
             secrets: Api::namespaced(client, namespace),
             salt: Default::default(),
@@ -102,7 +106,7 @@ impl Store {
 
     /// The refresh called `name`, if there is one.
     pub async fn get(&self, name: &str) -> Result<Option<MaterializedViewRefresh>, ApiError> {
-        in_time(self.refreshes.get_opt(name)).await
+        in_time(self.whole.get_opt(name)).await
     }
 
     /// At most `limit` refreshes, in the order of their names, that
@@ -113,7 +117,7 @@ impl Store {
         phases: &str,
         limit: u32,
         token: Option<&str>,
-    ) -> Result<Option<ObjectList<MaterializedViewRefresh>>, ApiError> {
+    ) -> Result<Option<ObjectList<Lean<MaterializedViewRefresh>>>, ApiError> {
         let mut token = token.map(str::to_string);
         for _ in 0..ATTEMPTS {
             let mut params = ListParams::default().fields(phases).limit(limit);
@@ -287,10 +291,11 @@ impl Store {
             field_manager: Some(names::REST_MANAGER.to_string()),
             ..Default::default()
         };
+        let refresh = Lean(refresh);
         let mut attempt = 1;
         loop {
             let error = match answered(self.refreshes.create(&post, &refresh)).await {
-                Ok(Some(stored)) => return Ok(stored),
+                Ok(Some(Lean(stored))) => return Ok(stored),
                 Ok(None) => ApiError::Unavailable("the refresh is being deleted; try again".into()),
                 Err(error @ ApiError::Unavailable(_)) => error,
                 Err(error) => return Err(error),

@@ -15,6 +15,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::told::{self, JOB_TYPE, JobState};
+use crate::lean::Lean;
 use crate::resources::MaterializedViewRefresh;
 use crate::rest::Api;
 use crate::rest::body::JsonBody;
@@ -48,7 +49,11 @@ pub async fn list(State(api): State<Arc<Api>>, body: JsonBody) -> Result<Json<Va
         let page = api.store.page(&phases, room, token.as_deref()).await?;
         let page = page.ok_or_else(wrong_token)?;
         token = page.metadata.continue_.filter(|token| !token.is_empty());
-        jobs.extend(page.items.iter().filter_map(|refresh| wanted.row(refresh)));
+        jobs.extend(
+            page.items
+                .iter()
+                .filter_map(|Lean(refresh)| wanted.row(refresh)),
+        );
         looked_at += room;
         if token.is_none() || jobs.len() >= limit as usize || looked_at >= LOOKED_AT {
             break;

@@ -57,6 +57,17 @@ async fn after_any_history_a_view_equals_its_definition() {
         Some(_) => 1,
         None => number("RELANCE_HISTORIES", 24),
     };
+    // Whoever waits for thousands, or ends them early, has what they said so far.
+    let mut ended = 0;
+    let told = |failure: &Option<String>| {
+        ended += 1;
+        if let Some(failure) = failure {
+            println!("{failure}");
+        }
+        if ended % 100 == 0 {
+            println!("{ended} of {histories} histories");
+        }
+    };
     let failures: Vec<String> = futures::stream::iter(first..first + histories)
         .map(|seed| {
             let steps = steps.clone();
@@ -75,6 +86,7 @@ async fn after_any_history_a_view_equals_its_definition() {
             }
         })
         .buffer_unordered(4)
+        .inspect(told)
         .filter_map(|failure| async { failure })
         .collect()
         .await;

@@ -1,0 +1,240 @@
+//! Objects of the Kubernetes API, parsed without what nobody here looks at.
+//!
+//! A watch shows the whole of an object with each change to it, and so does the
+//! answer to each write. Most of that are `metadata.managedFields` and, of Jobs
+//! and pods, their specs: trees of small allocations that would be thrown away
+//! at once. [`Lean`] skips them while it parses; what comes out is an object of
+//! the ordinary type that lacks them.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use futures::{Stream, TryStreamExt};
+use k8s_openapi::api::batch::v1::{Job, JobStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use kube::Resource;
+use kube::runtime::watcher::{self, Event};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::resources::{
+    MaterializedViewRefresh, MaterializedViewRefreshSpec, MaterializedViewRefreshStatus,
+    RefreshCluster, RefreshClusterSpec, RefreshClusterStatus,
+};
+
+/// An object, of which only its [`Parse::Parts`] were parsed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Lean<K>(pub K);
+
+/// What is parsed of an object.
+pub trait Parse: Sized {
+    /// The parts that are looked at.
+    type Parts: DeserializeOwned;
+
+    /// The object that has just these.
+    fn of(parts: Self::Parts) -> Self;
+}
+
+impl<'de, K: Parse> Deserialize<'de> for Lean<K> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        K::Parts::deserialize(from).map(|parts| Lean(K::of(parts)))
+    }
+}
+
+impl<K: Resource> Resource for Lean<K> {
+    type DynamicType = K::DynamicType;
+    type Scope = K::Scope;
+
+    fn kind(of: &Self::DynamicType) -> Cow<'_, str> {
+        K::kind(of)
+    }
+
+    fn group(of: &Self::DynamicType) -> Cow<'_, str> {
+        K::group(of)
+    }
+
+    fn version(of: &Self::DynamicType) -> Cow<'_, str> {
+        K::version(of)
+    }
+
+    fn plural(of: &Self::DynamicType) -> Cow<'_, str> {
+        K::plural(of)
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        self.0.meta()
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        self.0.meta_mut()
+    }
+}
+
+/// The same events, of the objects themselves.
+pub fn objects<K>(
+    events: impl Stream<Item = watcher::Result<Event<Lean<K>>>>,
+) -> impl Stream<Item = watcher::Result<Event<K>>> {
+    events.map_ok(|event| match event {
+        Event::Apply(Lean(object)) => Event::Apply(object),
+        Event::Delete(Lean(object)) => Event::Delete(object),
+        Event::InitApply(Lean(object)) => Event::InitApply(object),
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+    })
+}
+
+/// All of an object's metadata but who manages which of its fields.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Metadata {
+    annotations: Option<BTreeMap<String, String>>,
+    creation_timestamp: Option<Time>,
+    deletion_grace_period_seconds: Option<i64>,
+    deletion_timestamp: Option<Time>,
+    finalizers: Option<Vec<String>>,
+    generate_name: Option<String>,
+    generation: Option<i64>,
+    labels: Option<BTreeMap<String, String>>,
+    name: Option<String>,
+    namespace: Option<String>,
+    owner_references: Option<Vec<OwnerReference>>,
+    resource_version: Option<String>,
+    uid: Option<String>,
+}
+
+impl From<Metadata> for ObjectMeta {
+    fn from(of: Metadata) -> Self {
+        ObjectMeta {
+            annotations: of.annotations,
+            creation_timestamp: of.creation_timestamp,
+            deletion_grace_period_seconds: of.deletion_grace_period_seconds,
+            deletion_timestamp: of.deletion_timestamp,
+            finalizers: of.finalizers,
+            generate_name: of.generate_name,
+            generation: of.generation,
+            labels: of.labels,
+            managed_fields: None,
+            name: of.name,
+            namespace: of.namespace,
+            owner_references: of.owner_references,
+            resource_version: of.resource_version,
+            self_link: None,
+            uid: of.uid,
+        }
+    }
+}
+
+/// The parts of one of relance's own resources.
+#[derive(Deserialize)]
+pub struct Own<Spec, Status> {
+    metadata: Metadata,
+    spec: Spec,
+    status: Option<Status>,
+}
+
+impl Parse for MaterializedViewRefresh {
+    type Parts = Own<MaterializedViewRefreshSpec, MaterializedViewRefreshStatus>;
+
+    fn of(parts: Self::Parts) -> Self {
+        MaterializedViewRefresh {
+            metadata: parts.metadata.into(),
+            spec: parts.spec,
+            status: parts.status,
+        }
+    }
+}
+
+impl Parse for RefreshCluster {
+    type Parts = Own<RefreshClusterSpec, RefreshClusterStatus>;
+
+    fn of(parts: Self::Parts) -> Self {
+        RefreshCluster {
+            metadata: parts.metadata.into(),
+            spec: parts.spec,
+            status: parts.status,
+        }
+    }
+}
+
+/// What is looked at of a Job: how it stands, not what it was to be.
+#[derive(Deserialize)]
+pub struct JobParts {
+    metadata: Metadata,
+    status: Option<JobStatus>,
+}
+
+impl Parse for Job {
+    type Parts = JobParts;
+
+    fn of(parts: JobParts) -> Self {
+        Job {
+            metadata: ObjectMeta {
+                annotations: None,
+                ..parts.metadata.into()
+            },
+            spec: None,
+            status: parts.status,
+        }
+    }
+}
+
+/// What is looked at of a pod: whose it is, and how its containers are.
+#[derive(Deserialize)]
+pub struct PodParts {
+    metadata: Metadata,
+    status: Option<PodStatusParts>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodStatusParts {
+    phase: Option<String>,
+    conditions: Option<Vec<PodCondition>>,
+    container_statuses: Option<Vec<ContainerParts>>,
+    init_container_statuses: Option<Vec<ContainerParts>>,
+}
+
+#[derive(Deserialize)]
+struct ContainerParts {
+    name: String,
+    state: Option<ContainerState>,
+}
+
+impl From<ContainerParts> for ContainerStatus {
+    fn from(of: ContainerParts) -> Self {
+        ContainerStatus {
+            name: of.name,
+            state: of.state,
+            ..Default::default()
+        }
+    }
+}
+
+impl Parse for Pod {
+    type Parts = PodParts;
+
+    fn of(parts: PodParts) -> Self {
+        let containers = |of: Option<Vec<ContainerParts>>| {
+            of.map(|all| all.into_iter().map(ContainerStatus::from).collect())
+        };
+        Pod {
+            metadata: ObjectMeta {
+                annotations: None,
+                ..parts.metadata.into()
+            },
+            spec: None,
+            status: parts.status.map(|status| PodStatus {
+                phase: status.phase,
+                conditions: status.conditions.map(|mut all| {
+                    all.retain(|condition| condition.type_ == "PodScheduled");
+                    all
+                }),
+                container_statuses: containers(status.container_statuses),
+                init_container_statuses: containers(status.init_container_statuses),
+                ..Default::default()
+            }),
+        }
+    }
+}
