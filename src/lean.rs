@@ -238,3 +238,65 @@ impl Parse for Pod {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn metadata() -> Value {
+        json!({
+            "name": "r", "namespace": "n", "uid": "u", "resourceVersion": "7", "generation": 2,
+            "generateName": "r-", "creationTimestamp": "2026-01-01T00:00:00Z",
+            "deletionTimestamp": "2026-01-02T00:00:00Z", "deletionGracePeriodSeconds": 30,
+            "labels": {"a": "b"}, "annotations": {"c": "d"}, "finalizers": ["f"],
+            "ownerReferences": [{"apiVersion": "v1", "kind": "K", "name": "o", "uid": "x"}],
+            "managedFields": [{"manager": "m", "operation": "Apply", "fieldsType": "FieldsV1",
+                "fieldsV1": {"f:spec": {"f:view": {}}}}],
+        })
+    }
+
+    /// What is parsed leanly, and what is parsed whole, without its managed fields.
+    fn both<K: Parse + Resource + Serialize + DeserializeOwned>(object: Value) -> [Value; 2] {
+        let Lean(lean) = serde_json::from_value::<Lean<K>>(object.clone()).unwrap();
+        let mut whole: K = serde_json::from_value(object).unwrap();
+        assert!(whole.meta_mut().managed_fields.take().is_some());
+        [lean, whole].map(|object| serde_json::to_value(object).unwrap())
+    }
+
+    #[test]
+    fn of_relances_own_resources_all_but_the_managed_fields_is_parsed() {
+        let [lean, whole] = both::<MaterializedViewRefresh>(json!({
+            "apiVersion": "relance.dev/v1alpha1",
+            "kind": "MaterializedViewRefresh",
+            "metadata": metadata(),
+            "spec": {"view": ["v"], "priority": 3, "cluster": "c"},
+            "status": {"phase": "Running", "message": "m", "job": {"name": "j", "namespace": "n", "cluster": "c"}},
+        }));
+        assert_eq!(lean, whole);
+        let [lean, whole] = both::<RefreshCluster>(json!({
+            "apiVersion": "relance.dev/v1alpha1",
+            "kind": "RefreshCluster",
+            "metadata": metadata(),
+            "spec": {"maxActiveRefreshes": 3},
+        }));
+        assert_eq!(lean, whole);
+    }
+
+    #[test]
+    fn of_a_job_its_spec_and_annotations_are_left_out() {
+        let [lean, mut whole] = both::<Job>(json!({
+            "metadata": metadata(),
+            "spec": {"template": {}},
+            "status": {"active": 1, "conditions": [{"type": "Failed", "status": "True"}]},
+        }));
+        let whole_job = whole.as_object_mut().unwrap();
+        whole_job.remove("spec").unwrap();
+        whole["metadata"]
+            .as_object_mut()
+            .unwrap()
+            .remove("annotations");
+        assert_eq!(lean, whole);
+    }
+}

@@ -145,7 +145,7 @@ fn unless_changed<T>(written: Result<T, kube::Error>) -> Result<Option<T>, kube:
 
 /// Publishes an Event, beside what follows: an Event that is lost is no error.
 fn tell(ctx: &Context, refresh: &MaterializedViewRefresh, step: &Step) {
-    let recorder = ctx.recorder.clone();
+    let recorder = ctx.recorder();
     let reference = refresh.object_ref(&());
     let event = Event {
         type_: match step.warning {

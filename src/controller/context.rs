@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::runtime::events::Recorder;
+use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 
@@ -52,7 +52,7 @@ pub struct Context {
     pub(super) known: Known,
     pub(super) catalog: SharedCatalog,
     pub(super) home: Home,
-    pub(super) recorder: Recorder,
+    reporter: Reporter,
     pub(super) metrics: ControllerMetrics,
     pub(super) reads: Budget,
     pub(super) updates: Budget,
@@ -97,7 +97,7 @@ impl Context {
         known: Known,
         places: Arc<Places>,
         targets: Arc<Targets>,
-        recorder: Recorder,
+        reporter: Reporter,
         metrics: ControllerMetrics,
     ) -> Self {
         Self {
@@ -109,7 +109,7 @@ impl Context {
             known,
             catalog,
             home,
-            recorder,
+            reporter,
             metrics,
             reads: Budget::new(READS_A_SECOND),
             updates: Budget::new(UPDATES_A_SECOND),
@@ -122,6 +122,13 @@ impl Context {
             looked: Mutex::default(),
             heard: Mutex::default(),
         }
+    }
+
+    /// What publishes an Event. A new one each time: it counts an Event that is
+    /// told again, which steps are not, and goes through all that it remembers
+    /// of the last minutes to tell another.
+    pub(super) fn recorder(&self) -> Recorder {
+        Recorder::new(self.client.clone(), self.reporter.clone())
     }
 
     /// The newer of what the cache has and what was written last: a pass that

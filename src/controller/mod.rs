@@ -73,7 +73,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::controller::{Controller, Error as RuntimeError};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::Reporter;
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, predicates};
@@ -190,13 +190,10 @@ async fn run(
     let (clusters, cluster_writer) = reflector::store();
     let (wake, woken) = mpsc::unbounded_channel();
     let places = Arc::new(Places::default());
-    let recorder = Recorder::new(
-        client.clone(),
-        Reporter {
-            controller: names::EVENT_REPORTER.to_string(),
-            instance: std::env::var("HOSTNAME").ok(),
-        },
-    );
+    let reporter = Reporter {
+        controller: names::EVENT_REPORTER.to_string(),
+        instance: std::env::var("HOSTNAME").ok(),
+    };
     let _counted = metrics.census.of(refreshes.clone());
     let known = Known {
         refreshes: refreshes.clone(),
@@ -210,7 +207,7 @@ async fn run(
         known,
         places.clone(),
         targets.clone(),
-        recorder,
+        reporter,
         metrics,
     ));
 
@@ -382,5 +379,26 @@ fn told<T, E: std::error::Error, W: std::error::Error>(pass: Result<T, RuntimeEr
         // Passes are told of where they happen.
         Ok(_) | Err(RuntimeError::ReconcilerFailed(..) | RuntimeError::ObjectNotFound(_)) => {}
         Err(error) => tracing::warn!(%error, "a watch broke off and begins again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_together_is_told_once_and_what_comes_later_again() {
+        let (send, coming) = mpsc::unbounded_channel();
+        let mut told = std::pin::pin!(together(coming));
+        for name in ["a", "b", "a"] {
+            send.send(name).unwrap();
+        }
+        let mut first = [told.next().await.unwrap(), told.next().await.unwrap()];
+        first.sort_unstable();
+        assert_eq!(first, ["a", "b"]);
+        send.send("a").unwrap();
+        assert_eq!(told.next().await, Some("a"));
+        drop(send);
+        assert_eq!(told.next().await, None);
     }
 }
