@@ -72,6 +72,8 @@ impl<K: Resource> Resource for Lean<K> {
     }
 }
 
+impl kube::api::Log for Lean<Pod> {}
+
 /// The same events, of the objects themselves.
 pub fn objects<K>(
     events: impl Stream<Item = watcher::Result<Event<Lean<K>>>>,

@@ -386,7 +386,7 @@ fn told<T, E: std::error::Error, W: std::error::Error>(pass: Result<T, RuntimeEr
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_comes_together_is_told_once_and_what_comes_later_again() {
         let (send, coming) = mpsc::unbounded_channel();
         let mut told = std::pin::pin!(together(coming));
