@@ -57,9 +57,9 @@ pub struct Args {
     /// Source fragments of part `planning`.
     #[arg(long, default_value_t = 100_000)]
     fragments: usize,
-    /// Source fragments, a unit each, of part `scaling`.
-    #[arg(long, default_value_t = 160)]
-    units: usize,
+    /// Source fragments, a unit each, of part `scaling`; may be given again.
+    #[arg(long, value_delimiter = ',', default_values_t = [160, 400, 800])]
+    units: Vec<u64>,
     /// Milliseconds added to every storage call in part `scaling`.
     #[arg(long, default_value_t = 50)]
     delay: u64,

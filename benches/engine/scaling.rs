@@ -28,22 +28,29 @@ struct Taken {
 
 /// Measures 1, 2 and 4 workers.
 pub async fn run(args: &Args, report: &mut Report) {
+    for units in &args.units {
+        measure(args, *units, report).await;
+    }
+}
+
+async fn measure(args: &Args, units: u64, report: &mut Report) {
     report.heading(&format!(
-        "Workers: {} units, {} ms added to every storage call",
-        args.units, args.delay
+        "Workers: {units} units, {} ms added to every storage call",
+        args.delay
     ));
     let folder = tempfile::Builder::new()
         .prefix("relance-bench")
         .tempdir_in(&args.folder)
         .expect("a folder");
-    make(folder.path(), args.units as u64).await;
+    make(folder.path(), units).await;
     let mut taken: BTreeMap<u32, Taken> = BTreeMap::new();
     // The view is filled when the first of them starts, as it is for the others.
-    once(args, folder.path(), 4, &mut Taken::default()).await;
+    once(args, units, folder.path(), 4, &mut Taken::default()).await;
     for _ in 0..args.rounds.min(3) {
         for workers in [1, 2, 4] {
             once(
                 args,
+                units,
                 folder.path(),
                 workers,
                 taken.entry(workers).or_default(),
@@ -114,7 +121,7 @@ async fn make(folder: &Path, units: u64) {
 }
 
 /// Runs one refresh by `workers` workers.
-async fn once(args: &Args, folder: &Path, workers: u32, taken: &mut Taken) {
+async fn once(args: &Args, units: u64, folder: &Path, workers: u32, taken: &mut Taken) {
     let refresh = uuid::Uuid::now_v7().to_string();
     let start = Instant::now();
     let runs = (0..workers).map(|index| {
@@ -143,7 +150,7 @@ async fn once(args: &Args, folder: &Path, workers: u32, taken: &mut Taken) {
     taken.cpu.push(ended.iter().map(|(_, done)| done.cpu).sum());
     taken.calls = ended.iter().map(|(_, done)| done.calls).sum();
     taken.peak_mib = ended.iter().map(|(_, d)| d.peak_mib).max().unwrap_or(0);
-    let expected = args.units as u64 * TARGET_ROWS / 100 * 90;
+    let expected = units * TARGET_ROWS / 100 * 90;
     for (_, done) in &ended {
         let off = done.rows.abs_diff(expected);
         assert!(off <= 100, "{} rows were written", done.rows);
