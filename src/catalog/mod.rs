@@ -7,6 +7,7 @@
 //! the environment, or that of whoever asked ([`credential`]).
 
 pub mod credential;
+mod looks;
 pub mod remote;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
@@ -136,6 +138,31 @@ impl SharedCatalog {
         let connect = async || Ok(self.source.connect().await?.for_looks());
         let connected = self.connected.get_or_try_init(connect);
         self.in_time(connected).await?.cloned()
+    }
+
+    /// Looks at `catalog`, where local files are concerned in a thread for looks:
+    /// a look is a dozen reads of a few pages, and to have tokio hand each of
+    /// them to a thread and back costs more than they do. Errors: `Unavailable`
+    /// if it takes too long, and those of `look`.
+    pub async fn look<T, L>(
+        &self,
+        catalog: Catalog,
+        look: impl Fn(Catalog) -> L,
+    ) -> Result<T, EngineError>
+    where
+        T: Send + 'static,
+        L: Future<Output = T> + Send + 'static,
+    {
+        let answer = async {
+            if catalog.is_local() {
+                let inline = catalog.clone().inline(Handle::current());
+                if let Some(answer) = looks::look(look(inline)).await {
+                    return answer;
+                }
+            }
+            look(catalog).await
+        };
+        self.in_time(answer).await
     }
 
     /// Waits for one answer of the catalog, but not for ever.

@@ -92,19 +92,23 @@ async fn view(
     caller: Option<&Credential>,
 ) -> Result<World, WorldError> {
     let catalog = ctx.catalog.seen_by(caller).await?;
-    let looked = async {
-        let (view, table) = world::view(&catalog, &refresh.spec).await?;
-        if refresh.spec.full {
-            return Ok((view.uri, None));
+    let spec = Arc::new(refresh.spec.clone());
+    let look = move |catalog| {
+        let spec = spec.clone();
+        async move {
+            let (view, table) = world::view(&catalog, &spec).await?;
+            if spec.full {
+                return Ok((view.uri, None));
+            }
+            let version = spec.src_version.and_then(|v| u64::try_from(v).ok());
+            let current = match freshness::check(&catalog, &view, &table, version).await? {
+                Freshness::Current(current) => Some(current),
+                Freshness::Stale { .. } => None,
+            };
+            Ok::<_, WorldError>((view.uri, current))
         }
-        let version = refresh.spec.src_version.and_then(|v| u64::try_from(v).ok());
-        let current = match freshness::check(&catalog, &view, &table, version).await? {
-            Freshness::Current(current) => Some(current),
-            Freshness::Stale { .. } => None,
-        };
-        Ok::<_, WorldError>((view.uri, current))
     };
-    let (uri, current) = ctx.catalog.in_time(looked).await??;
+    let (uri, current) = ctx.catalog.look(catalog, look).await??;
     Ok(World::Ready { uri, current })
 }
 

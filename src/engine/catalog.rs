@@ -14,6 +14,7 @@ use lance_namespace::models::{DescribeTableRequest, ListNamespacesRequest, ListT
 use lance_namespace::{LanceNamespace, NamespaceError};
 use lance_namespace_impls::DirectoryNamespaceBuilder;
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 
 use super::error::{EngineError, Result};
 use super::store::{Store, first_line, redact};
@@ -78,6 +79,19 @@ impl Catalog {
     /// The same catalog, for those who look at tables and refresh none.
     pub fn for_looks(mut self) -> Self {
         self.store = self.store.for_looks();
+        self
+    }
+
+    /// Whether its tables are local files.
+    pub fn is_local(&self) -> bool {
+        let path = self.root.strip_prefix("file://").unwrap_or(&self.root);
+        self.access == Access::Directory && path.starts_with('/')
+    }
+
+    /// The same catalog, for use in a thread that is none of tokio's, if it is
+    /// local: see [`Store::inline`].
+    pub fn inline(mut self, tokio: Handle) -> Self {
+        self.store = self.store.inline(tokio);
         self
     }
 

@@ -28,6 +28,7 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 use tracing::debug;
 
 use super::error::{EngineError, Result};
@@ -66,6 +67,8 @@ pub struct Store {
     registry: Arc<ObjectStoreRegistry>,
     /// Bytes of index cache and of metadata cache in a session.
     caches: (usize, usize),
+    /// Whether whoever uses it is in no thread of tokio's, and which they are.
+    inline: Option<Handle>,
     /// By URI, what the catalog vends for a table in place of `options`.
     vended: Arc<Mutex<HashMap<String, Arc<StorageOptionsAccessor>>>>,
 }
@@ -97,6 +100,7 @@ impl Store {
             wrapper: None,
             registry: Arc::new(ObjectStoreRegistry::default()),
             caches: (INDEX_CACHE, METADATA_CACHE),
+            inline: None,
             vended: Arc::default(),
         }
     }
@@ -104,6 +108,13 @@ impl Store {
     /// The same store, for those who look at tables and refresh none.
     pub fn for_looks(mut self) -> Self {
         self.caches = (LOOK_CACHE, LOOK_CACHE);
+        self
+    }
+
+    /// The same store, for use in a thread that is none of tokio's, where local
+    /// files are read then and there. What cannot be done so is done by `tokio`.
+    pub fn inline(mut self, tokio: Handle) -> Self {
+        self.inline = Some(tokio);
         self
     }
 
@@ -151,13 +162,28 @@ impl Store {
     /// Opens the table at `uri`, freshly, at `version` or the latest.
     /// `Ok(None)`: no table, or no such version.
     pub async fn open(&self, uri: &str, version: Option<u64>) -> Result<Option<Dataset>> {
-        let mut builder = DatasetBuilder::from_uri(uri)
+        let inline = self.inline.as_ref().map(|tokio| (tokio, as_objects(uri)));
+        let at = match &inline {
+            Some((_, Some(objects))) => objects,
+            _ => uri,
+        };
+        let mut builder = DatasetBuilder::from_uri(at)
             .with_session(self.session())
             .with_store_params(self.params(uri));
         if let Some(version) = version {
             builder = builder.with_version(version);
         }
-        match builder.load().await {
+        let loaded = match inline {
+            Some((tokio, None)) => {
+                let loading = tokio.spawn(async move { builder.load().await });
+                loading.await.map_err(|error| {
+                    let why = format!("opening a table ended early: {error}");
+                    EngineError::Internal(why)
+                })?
+            }
+            _ => builder.load().await,
+        };
+        match loaded {
             Ok(dataset) => Ok(Some(dataset)),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(storage(&format!("the table at {}", redact(uri)), error)),
@@ -392,6 +418,16 @@ fn json<T: Serialize>(value: &T) -> Result<Bytes> {
     serde_json::to_vec(value)
         .map(Bytes::from)
         .map_err(|e| EngineError::Internal(format!("an object could not be written as JSON: {e}")))
+}
+
+/// The table at `uri`, reached as objects are, if it is among local files, and
+/// its path the same as a URI and as a path. Lance reads local files that are
+/// not in tasks of tokio's.
+fn as_objects(uri: &str) -> Option<String> {
+    let path = uri.strip_prefix("file://").unwrap_or(uri);
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
+    let is_plain = path.starts_with('/') && path.chars().all(plain);
+    is_plain.then(|| format!("{LOCAL_OBJECTS}://{path}"))
 }
 
 /// Whether lance says that a table or version is not there.

@@ -70,7 +70,12 @@ pub async fn refresh(
     };
     let looked = async {
         let catalog = api.catalog_of(&caller).await?;
-        api.catalog.in_time(world::view(&catalog, &spec)).await
+        let spec = Arc::new(spec.clone());
+        let look = move |catalog| {
+            let spec = spec.clone();
+            async move { world::view(&catalog, &spec).await.map(drop) }
+        };
+        api.catalog.look(catalog, look).await
     };
     let cluster = async {
         let name = &spec.cluster;
