@@ -11,6 +11,7 @@ mod indices;
 mod interop;
 mod kills;
 mod limited;
+mod looks;
 mod overlays;
 mod races;
 mod remote;
