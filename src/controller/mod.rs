@@ -260,6 +260,7 @@ async fn run(
         })
     };
     let counted = count_again(refreshes.clone(), clusters.clone());
+    let unready = ends_unready(shutdown.clone(), refreshes.clone(), clusters.clone());
     let refresh_controller = Controller::for_stream(refresh_events, refreshes)
         .reconcile_on(touched)
         .reconcile_on(woken)
@@ -289,8 +290,30 @@ async fn run(
             () = shutdown.cancelled() => {}
         }
     };
-    futures::join!(refresh_controller, cluster_controller, beside);
+    tokio::select! {
+        _ = futures::future::join3(refresh_controller, cluster_controller, beside) => {}
+        () = unready => {}
+    }
     Ok(())
+}
+
+/// Ends with `shutdown` if that comes before both caches are filled. No pass is at
+/// work then, and controllers that are told to end wait for ever for what only the
+/// watches that they have ended could tell them.
+async fn ends_unready(
+    shutdown: CancellationToken,
+    refreshes: reflector::Store<MaterializedViewRefresh>,
+    clusters: reflector::Store<RefreshCluster>,
+) {
+    let ready = async {
+        // A writer that has gone fills no cache.
+        let _ = refreshes.wait_until_ready().await;
+        let _ = clusters.wait_until_ready().await;
+    };
+    tokio::select! {
+        () = ready => std::future::pending().await,
+        () = shutdown.cancelled() => {}
+    }
 }
 
 /// The id of the cluster that refreshes live in: their namespace's UID, which

@@ -128,6 +128,18 @@ async fn a_replica_that_was_stopped_past_its_lease_changes_nothing_when_it_goes_
 }
 
 #[tokio::test]
+async fn a_replica_that_is_ended_while_it_starts_ends() {
+    let operator = prepared().await;
+    for round in 0..15 {
+        let replica = operator.replica(ARGUMENTS);
+        serves(&replica).await;
+        // Before it is elected, while its watches begin, and soon after.
+        tokio::time::sleep(Duration::from_millis(10 * round)).await;
+        replica.end().await;
+    }
+}
+
+#[tokio::test]
 async fn replicas_are_replaced_one_by_one_while_refreshes_come_in_and_none_is_lost_or_doubled() {
     let operator = prepared().await;
     let mut replicas = vec![operator.replica(ARGUMENTS), operator.replica(ARGUMENTS)];
