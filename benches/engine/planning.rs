@@ -175,6 +175,7 @@ async fn forge(database: &Database) {
             rows: fragment.physical_rows.unwrap_or(0) as u64,
             bytes: 1,
             fragments: vec![fragment],
+            of: Vec::new(),
         })
         .collect();
     let objects = catalog

@@ -205,8 +205,8 @@ async fn committed(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
             rows: Some(claim.rows),
             // What came to no rows has no files.
             at: claim
-                .files()
-                .filter_map(|file| times.get(file).copied())
+                .paths()
+                .filter_map(|path| times.get(&path).copied())
                 .max()
                 .unwrap_or(newest.modified),
         })

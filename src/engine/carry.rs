@@ -21,7 +21,7 @@ use lance_table::format::Fragment;
 
 use super::error::{EngineError, Result};
 use super::fingerprint::Fingerprint;
-use super::ledger::{Claim, Columns};
+use super::ledger::{Claim, Columns, Held};
 use super::store::{is_missing, storage};
 
 /// How many versions back compactions are looked for. Further back it is
@@ -94,21 +94,18 @@ pub fn over_source(claims: &[Claim], moves: &[Move<Fingerprint>]) -> Vec<Claim> 
 /// those that its rows were rewritten to. `columns` are the view's. A move of
 /// rows that someone had touched is passed over.
 pub fn over_view(claims: &[Claim], moves: &[Move<Fragment>], columns: &Columns) -> Vec<Claim> {
-    let mut staged: HashMap<String, Fragment> = HashMap::new();
-    let by_path: Vec<Move<String>> = moves
+    let mut staged: HashMap<Held, Fragment> = HashMap::new();
+    let held: Vec<Move<Held>> = moves
         .iter()
         .filter_map(|group| {
-            let old = group
-                .old
-                .iter()
-                .map(|f| Some(columns.whole(f)?.path.clone()));
+            let old = group.old.iter().map(|f| Some(columns.whole(f)?.1));
             let new = group.new.iter().map(|f| {
-                let file = columns.whole(f)?;
+                let (file, held) = columns.whole(f)?;
                 let mut fragment = Fragment::new(0);
                 fragment.physical_rows = f.physical_rows;
                 fragment.files = vec![file.clone()];
-                staged.insert(file.path.clone(), fragment);
-                Some(file.path.clone())
+                staged.insert(held.clone(), fragment);
+                held.less.is_none().then_some(held)
             });
             Some(Move {
                 old: old.collect::<Option<_>>()?,
@@ -116,11 +113,12 @@ pub fn over_view(claims: &[Claim], moves: &[Move<Fragment>], columns: &Columns) 
             })
         })
         .collect();
-    let files = |claim: &Claim| claim.files().map(str::to_string).collect();
-    carry(claims, &by_path, files, |claim, group| {
+    let holds = |claim: &Claim| claim.held().flatten().collect();
+    carry(claims, &held, holds, |claim, group| {
         for old in &group.old {
-            let holds = |f: &Fragment| f.files.iter().any(|file| &file.path == old);
-            let at = claim.fragments.iter().position(holds)?;
+            let mut held = claim.held();
+            let at = held.position(|held| held.as_ref() == Some(old))?;
+            drop(held);
             claim.fragments.remove(at);
         }
         for new in &group.new {
@@ -200,7 +198,7 @@ mod tests {
     use lance_table::format::DataFile;
 
     use super::*;
-    use crate::engine::ledger::tests::{columns, file};
+    use crate::engine::ledger::tests::{columns, file, less};
 
     fn inputs(names: &[&str]) -> Vec<Fingerprint> {
         names
@@ -222,6 +220,7 @@ mod tests {
             rows: 1,
             bytes: 1,
             fragments: paths.iter().map(|path| fragment(path)).collect(),
+            of: Vec::new(),
         }
     }
 
@@ -301,16 +300,22 @@ mod tests {
         let claims = [claim(&["a"], &["x"])];
         let foreign = rewritten(&[fragment("x"), fragment("f")], &[fragment("n")]);
         assert!(over_view(&claims, &[foreign], &columns()).is_empty());
-        let mut touched = fragment("x");
-        touched.deletion_file = Some(lance_table::format::DeletionFile {
-            read_version: 1,
-            id: 1,
-            file_type: lance_table::format::DeletionFileType::Array,
-            num_deleted_rows: None,
-            base_id: None,
-        });
+        let touched = less(fragment("x"), 1);
         let deleted = rewritten(&[touched], &[fragment("n")]);
         assert!(over_view(&claims, &[deleted], &columns()).is_empty());
+    }
+
+    #[test]
+    fn a_claim_less_some_rows_follows_a_compaction_that_left_just_these_out() {
+        let mut trimmed = claim(&["a"], &["x"]);
+        trimmed.fragments = vec![less(fragment("x"), 1)];
+        let tidied = |id| rewritten(&[less(fragment("x"), id)], &[fragment("n")]);
+        let carried = over_view(std::slice::from_ref(&trimmed), &[tidied(1)], &columns());
+        assert_eq!(carried[0].fragments, [fragment("n")]);
+        let more = over_view(std::slice::from_ref(&trimmed), &[tidied(2)], &columns());
+        assert!(more.is_empty(), "others had taken out more");
+        let back = rewritten(&[fragment("x")], &[fragment("n")]);
+        assert!(over_view(&[trimmed], &[back], &columns()).is_empty());
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub async fn attempt(
         .collect();
     let operation = Operation::Update {
         removed_fragment_ids: judgement.dropped.clone(),
-        updated_fragments: Vec::new(),
+        updated_fragments: trimmed(table, judgement),
         new_fragments,
         fields_modified: Vec::new(),
         compacted_sstables: Vec::new(),
@@ -97,6 +97,23 @@ pub async fn attempt(
     }
 }
 
+/// The fragments of `table` that rows are taken out of, without them.
+fn trimmed(table: &Dataset, judgement: &Judgement) -> Vec<Fragment> {
+    let less = judgement.trimmed.iter().flat_map(|claim| &claim.fragments);
+    let less: HashMap<u64, &Fragment> = less
+        .filter(|fragment| fragment.deletion_file.is_some())
+        .map(|fragment| (fragment.id, fragment))
+        .collect();
+    let touched = table.fragments().iter().filter_map(|fragment| {
+        let less = less.get(&fragment.id)?;
+        (less.deletion_file != fragment.deletion_file).then(|| Fragment {
+            deletion_file: less.deletion_file.clone(),
+            ..fragment.clone()
+        })
+    });
+    touched.collect()
+}
+
 /// The key that all refreshes of one view share: lancedb 0.41's is in the first
 /// field, that of 0.38 to 0.40 in the column of source row ids.
 fn conflict_key(
@@ -121,9 +138,8 @@ pub fn verify(
     standing: &super::ledger::Standing,
     judgement: &Judgement,
 ) -> bool {
-    let claims = judgement.kept.iter().chain(&judgement.added);
     let mut expected = HashSet::new();
-    for claim in claims {
+    for claim in judgement.claims() {
         match standing.fragments_of(claim) {
             Some(ids) => expected.extend(ids),
             None => return false,

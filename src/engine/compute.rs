@@ -20,6 +20,7 @@ use super::partials::Parts;
 use super::request::{Progress, Request};
 use super::share::{Next, Share};
 use super::store::Objects;
+use super::trim::Trim;
 use super::work::{Task, Work};
 use super::{merge, paths};
 
@@ -38,8 +39,8 @@ const READS: usize = 64;
 /// One thing to do.
 #[derive(Clone)]
 enum Todo {
-    /// Compute the rows of a unit.
-    Unit(Task, Vec<Fingerprint>),
+    /// Compute the rows of a unit, or have them by taking some out of a claim.
+    Unit(Task, Vec<Fingerprint>, Option<Box<Trim>>),
     /// Put the rows of claims together.
     Merge(Vec<Claim>),
 }
@@ -54,8 +55,11 @@ pub async fn compute(
     staged: &mut HashMap<Fingerprint, Claim>,
     progress: &watch::Sender<Progress>,
 ) -> std::result::Result<(), UnitError> {
-    let units = work.plan.units.iter();
-    let units = units.map(|unit| Todo::Unit(work.task(unit), work.unit_inputs(unit)));
+    let trims: HashMap<usize, &Trim> = work.plan.trims.iter().map(|t| (t.unit, t)).collect();
+    let units = work.plan.units.iter().enumerate().map(|(at, unit)| {
+        let trim = trims.get(&at).map(|trim| Box::new((*trim).clone()));
+        Todo::Unit(work.task(unit), work.unit_inputs(unit), trim)
+    });
     let merges = work.plan.merges.iter().cloned().map(Todo::Merge);
     let tasks: Vec<Todo> = units.chain(merges).collect();
     let ids: Vec<Fingerprint> = task_ids(work).collect();
@@ -236,7 +240,16 @@ async fn run(
         let permit = permits.acquire_owned().await;
         let started = Instant::now();
         let claim = match what {
-            Todo::Unit(task, inputs) => bench.compute(task, inputs, threads).await?,
+            Todo::Unit(task, inputs, trim) => {
+                let trimmed = match trim {
+                    Some(trim) => bench.trim(&trim, inputs.clone()).await?,
+                    None => None,
+                };
+                match trimmed {
+                    Some(claim) => claim,
+                    None => bench.compute(task, inputs, threads).await?,
+                }
+            }
             Todo::Merge(claims) => match bench.merge(&claims).await? {
                 Some(claim) => claim,
                 None => {
@@ -266,10 +279,15 @@ async fn record(bench: &Workbench, objects: &Objects, claim: Claim) -> Result<Cl
 }
 
 fn count(progress: &mut Progress, claim: &Claim, unit: bool) {
-    progress.bytes_written += claim.bytes;
+    // Of rows that are taken out none is written.
+    let (rows, bytes) = match claim.of.is_empty() {
+        true => (claim.rows, claim.bytes),
+        false => (0, 0),
+    };
+    progress.bytes_written += bytes;
     if unit {
         progress.units_done += 1;
-        progress.rows_written += claim.rows;
+        progress.rows_written += rows;
     }
 }
 

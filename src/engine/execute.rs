@@ -1,7 +1,7 @@
 //! Computes units: scan, evaluate, write files that no version refers to yet,
 //! and record the claim.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::error::DataFusionError;
@@ -152,11 +152,13 @@ impl Workbench {
         let Some(ids) = ids else {
             return Ok(None);
         };
-        let ids: HashSet<u64> = ids.into_iter().flatten().collect();
-        let fragments = self.table.fragments().iter();
+        let fragments: HashMap<u64, &Fragment> =
+            self.table.fragments().iter().map(|f| (f.id, f)).collect();
+        // In the order of the inputs, so that rows can be found again ([`super::trim`]).
+        let fragments = ids.iter().flatten().filter_map(|id| fragments.get(id));
         let mut scanner = self.table.scan();
         self.memory.bound(&mut scanner);
-        scanner.with_fragments(fragments.filter(|f| ids.contains(&f.id)).cloned().collect());
+        scanner.with_fragments(fragments.map(|f| Fragment::clone(f)).collect());
         let rows = match scanner.try_into_stream().await {
             Ok(rows) => rows.into(),
             Err(error) => return Err(self.sort(error)),
@@ -237,6 +239,7 @@ impl Workbench {
                 .map(|f| f.file_size_bytes.get().map_or(0, |b| b.get()))
                 .sum(),
             fragments,
+            of: Vec::new(),
         }
     }
 

@@ -14,6 +14,7 @@ use lance_table::format::Fragment;
 
 use super::commit::{OUTCOME, READ_VERSION, REFRESH};
 use super::error::Result;
+use super::ledger::{Claim, data_path, deletions};
 use super::outcome::Outcome;
 use super::store::{is_missing, storage};
 
@@ -31,7 +32,8 @@ pub struct History {
     /// Whether every version since could be read; else it may have been one of
     /// those that were cleaned up.
     pub complete: bool,
-    /// The data files that these commits added.
+    /// The data files and deletion files that these commits added, by their paths
+    /// relative to the view's folder.
     added: HashSet<String>,
 }
 
@@ -93,6 +95,9 @@ impl History {
                 self.add_files(new_fragments);
                 self.add_files(updated_fragments);
             }
+            Operation::Delete {
+                updated_fragments, ..
+            } => self.add_files(updated_fragments),
             Operation::Rewrite { groups, .. } => {
                 for group in groups {
                     self.add_files(&group.new_fragments);
@@ -104,16 +109,14 @@ impl History {
     }
 
     fn add_files(&mut self, fragments: &[Fragment]) {
-        self.added.extend(
-            fragments
-                .iter()
-                .flat_map(|f| f.files.iter().map(|file| file.path.clone())),
-        );
+        let data = fragments.iter().flat_map(|f| &f.files);
+        self.added.extend(data.map(|file| data_path(&file.path)));
+        self.added.extend(fragments.iter().filter_map(deletions));
     }
 
-    /// Whether none of `files`, written after the version that this history
-    /// starts at, was ever part of a version.
-    pub fn never_had<'a>(&self, mut files: impl Iterator<Item = &'a str>) -> bool {
-        self.complete && !files.any(|file| self.added.contains(file))
+    /// Whether nothing that was written for the staged `claim`, after the version
+    /// that this history starts at, was ever part of a version.
+    pub fn never_had(&self, claim: &Claim) -> bool {
+        self.complete && !claim.written().iter().any(|path| self.added.contains(path))
     }
 }

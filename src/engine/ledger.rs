@@ -11,6 +11,11 @@
 //!   cleaned up at any time), are younger than [`STAGED_FOR`] by the store's
 //!   own clock (lance deletes unreferenced files after seven days), and are
 //!   there when looked at just before the commit.
+//!
+//! A claim may hold a file less some rows: its fragment then names the deletion
+//! file that takes them out, as the view's Lance manifest does. Rows that were
+//! taken out of a committed claim ([`super::trim`]) are staged as one that is
+//! [`Claim::of`] the other: only the deletion files are new.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,6 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use lance_core::datatypes::Schema;
 use lance_table::format::{DataFile, Fragment};
+use lance_table::io::deletion::{DELETIONS_DIR, relative_deletion_file_path};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +46,9 @@ pub const LEDGERS_KEPT: usize = 16;
 /// call.
 const MANY: usize = 512;
 
+/// The folder of a table's data files in its own.
+const DATA_FOLDER: &str = "data";
+
 /// How long a cleanup may take.
 const CLEANUP: Duration = Duration::from_secs(24 * 3600);
 
@@ -56,8 +65,39 @@ pub struct Claim {
     /// How many bytes its files have.
     pub bytes: u64,
     /// The view's fragments as they were staged: without the ids and row ids
-    /// that a commit gives them. None where no row came out.
+    /// that a commit gives them. None where no row came out. A fragment less
+    /// some rows has its id in the view, and their deletion file.
     pub fragments: Vec<Fragment>,
+    /// Of a staged claim whose rows are in the view but for those to be taken
+    /// out: its fragments as they stand there until its commit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub of: Vec<Fragment>,
+}
+
+/// What a claim may hold of a view's fragment.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Held {
+    /// The path of its data file, relative to the view's data folder.
+    pub file: String,
+    /// The path of the deletion file that takes rows out of it, relative to the
+    /// view's folder.
+    pub less: Option<String>,
+}
+
+impl Held {
+    /// What `fragment`, as staged or in a manifest, holds of its data file `file`.
+    fn new(fragment: &Fragment, file: &DataFile) -> Held {
+        Held {
+            file: file.path.clone(),
+            less: deletions(fragment),
+        }
+    }
+}
+
+/// The path of the deletion file of `fragment`, relative to its table's folder.
+pub fn deletions(fragment: &Fragment) -> Option<String> {
+    let file = fragment.deletion_file.as_ref()?;
+    Some(relative_deletion_file_path(fragment.id, file))
 }
 
 impl Claim {
@@ -72,6 +112,45 @@ impl Claim {
             .iter()
             .flat_map(|fragment| fragment.files.iter().map(|file| file.path.as_str()))
     }
+
+    /// What it holds of each of its fragments; `None` of one that is not of one file.
+    pub fn held(&self) -> impl Iterator<Item = Option<Held>> {
+        self.fragments.iter().map(held)
+    }
+
+    /// The paths of all its files, relative to the view's folder.
+    pub fn paths(&self) -> impl Iterator<Item = String> {
+        let data = self.files().map(data_path);
+        data.chain(self.fragments.iter().filter_map(deletions))
+    }
+
+    /// Of a staged claim, the paths of what was written for it, relative to the
+    /// view's folder.
+    pub fn written(&self) -> Vec<String> {
+        let before: HashSet<String> = self.of.iter().filter_map(deletions).collect();
+        let data = self.files().filter(|_| self.of.is_empty()).map(data_path);
+        let deletions = self.fragments.iter().filter_map(deletions);
+        data.chain(deletions.filter(|path| !before.contains(path)))
+            .collect()
+    }
+
+    /// The claim once it is committed.
+    pub fn committed(mut self) -> Claim {
+        self.of.clear();
+        self
+    }
+}
+
+fn held(fragment: &Fragment) -> Option<Held> {
+    match fragment.files.as_slice() {
+        [file] => Some(Held::new(fragment, file)),
+        _ => None,
+    }
+}
+
+/// The path of a data file, relative to its table's folder.
+pub fn data_path(file: &str) -> String {
+    format!("{DATA_FOLDER}/{file}")
 }
 
 /// The claims of one commit.
@@ -122,30 +201,31 @@ impl Columns {
         Columns { fields }
     }
 
-    /// The file of `fragment` that is *whole*: without deletions or overlays,
-    /// every field of the columns live in it. Nobody took or changed a value.
-    pub fn whole<'a>(&self, fragment: &'a Fragment) -> Option<&'a DataFile> {
-        if fragment.deletion_file.is_some() || !fragment.overlays.is_empty() {
+    /// The file of `fragment` that is *whole*: without overlays, every field of
+    /// the columns live in it. Nobody changed a value. Which rows a deletion file
+    /// takes out is for the claim to say too.
+    pub fn whole<'a>(&self, fragment: &'a Fragment) -> Option<(&'a DataFile, Held)> {
+        let elsewhere = fragment.deletion_file.as_ref();
+        if elsewhere.is_some_and(|file| file.base_id.is_some()) || !fragment.overlays.is_empty() {
             return None;
         }
-        fragment
-            .files
-            .iter()
-            .find(|file| self.fields.iter().all(|id| file.fields.contains(id)))
+        let mut files = fragment.files.iter();
+        let file = files.find(|file| self.fields.iter().all(|id| file.fields.contains(id)))?;
+        Some((file, Held::new(fragment, file)))
     }
 }
 
 /// Which of a view's files are whole, in one of its Lance manifests.
 pub struct Standing {
     /// For each file that is whole and there once: the id of its fragment.
-    whole: HashMap<String, u64>,
+    whole: HashMap<Held, u64>,
     fragments: HashSet<u64>,
 }
 
 impl Standing {
     /// Looks at the fragments of a view whose `columns` a refresh computes.
     pub fn new(fragments: &[Fragment], columns: &Columns) -> Standing {
-        let mut whole: HashMap<String, u64> = HashMap::new();
+        let mut whole: HashMap<Held, u64> = HashMap::new();
         let mut seen: HashSet<&str> = HashSet::new();
         let mut twice: HashSet<&str> = HashSet::new();
         for fragment in fragments {
@@ -154,11 +234,11 @@ impl Standing {
                     twice.insert(&file.path);
                 }
             }
-            if let Some(file) = columns.whole(fragment) {
-                whole.insert(file.path.clone(), fragment.id);
+            if let Some((_, held)) = columns.whole(fragment) {
+                whole.insert(held, fragment.id);
             }
         }
-        whole.retain(|path, _| !twice.contains(path.as_str()));
+        whole.retain(|held, _| !twice.contains(held.file.as_str()));
         Standing {
             whole,
             fragments: fragments.iter().map(|f| f.id).collect(),
@@ -168,14 +248,14 @@ impl Standing {
     /// The ids of the fragments that `claim`'s files are in now, if all of
     /// them are whole.
     pub fn fragments_of(&self, claim: &Claim) -> Option<Vec<u64>> {
-        claim
-            .fragments
-            .iter()
-            .map(|fragment| match fragment.files.as_slice() {
-                [file] => self.whole.get(&file.path).copied(),
-                _ => None,
-            })
-            .collect()
+        self.ids(&claim.fragments)
+    }
+
+    /// The ids that `fragments` of a claim have now, if all of them are there
+    /// as they say, whole.
+    pub fn ids(&self, fragments: &[Fragment]) -> Option<Vec<u64>> {
+        let ids = fragments.iter().map(|f| self.whole.get(&held(f)?).copied());
+        ids.collect()
     }
 
     /// The ids of all fragments.
@@ -304,7 +384,7 @@ impl Ledgers {
             }
             if !self.gone.is_empty() {
                 let claims = &mut Arc::make_mut(&mut ledger).claims;
-                claims.retain(|claim| !claim.files().any(|file| self.gone.contains(file)));
+                claims.retain(|claim| !claim.paths().any(|path| self.gone.contains(&path)));
             }
             self.read.push(ledger);
             return Ok(true);
@@ -313,33 +393,43 @@ impl Ledgers {
     }
 }
 
-/// The files of `claims` that are not there.
+/// The paths of the files of `claims` that are not there.
 async fn absent(objects: &Objects, claims: &[Claim]) -> Result<HashSet<String>> {
     let there = written(objects, claims).await?;
-    let files = claims.iter().flat_map(Claim::files);
-    let gone = files.filter(|file| !there.contains_key(*file));
-    Ok(gone.map(str::to_string).collect())
+    let paths = claims.iter().flat_map(Claim::paths);
+    Ok(paths.filter(|path| !there.contains_key(path)).collect())
 }
 
-/// When the files of `claims` were written, of those that are there.
+/// When the files of `claims` were written, by their paths relative to the view's
+/// folder, of those that are there.
 pub(super) async fn written(
     objects: &Objects,
     claims: &[Claim],
 ) -> Result<HashMap<String, SystemTime>> {
-    let data = objects.root().clone().join("data");
-    let files: HashSet<&str> = claims.iter().flat_map(Claim::files).collect();
-    if files.len() > MANY {
-        let listed = objects.list(&data).await?.into_iter();
-        let ours = listed.filter(|listed| files.contains(listed.name.as_str()));
-        return Ok(ours.map(|listed| (listed.name, listed.modified)).collect());
+    let paths: HashSet<String> = claims.iter().flat_map(Claim::paths).collect();
+    if paths.len() <= MANY {
+        let paths = paths.into_iter().map(|path| {
+            let at = objects.within(&path);
+            (path, at)
+        });
+        let looked = objects.modified_each(paths.collect()).await?;
+        let there = looked.into_iter();
+        return Ok(there.filter_map(|(path, at)| Some((path, at?))).collect());
     }
-    let files = files.into_iter().map(|file| {
-        let path = data.clone().join(file);
-        (file.to_string(), path)
-    });
-    let looked = objects.modified_each(files.collect()).await?;
-    let there = looked.into_iter();
-    Ok(there.filter_map(|(file, at)| Some((file, at?))).collect())
+    let mut there = HashMap::new();
+    for folder in [DATA_FOLDER, DELETIONS_DIR] {
+        let inside = format!("{folder}/");
+        if !paths.iter().any(|path| path.starts_with(&inside)) {
+            continue;
+        }
+        for listed in objects.list(&objects.within(folder)).await? {
+            let path = format!("{inside}{}", listed.name);
+            if paths.contains(&path) {
+                there.insert(path, listed.modified);
+            }
+        }
+    }
+    Ok(there)
 }
 
 /// All but the newest ledgers.
@@ -389,6 +479,18 @@ pub(super) mod tests {
         fragment
     }
 
+    /// `fragment` less the rows in a deletion file of this `id`.
+    pub fn less(mut fragment: Fragment, id: u64) -> Fragment {
+        fragment.deletion_file = Some(DeletionFile {
+            read_version: 1,
+            id,
+            file_type: DeletionFileType::Array,
+            num_deleted_rows: None,
+            base_id: None,
+        });
+        fragment
+    }
+
     fn claim(path: &str) -> Claim {
         Claim {
             inputs: vec![Fingerprint::of_text(path)],
@@ -396,6 +498,7 @@ pub(super) mod tests {
             rows: 1,
             bytes: 1,
             fragments: vec![fragment(0, vec![file(path, &[0, 1])])],
+            of: Vec::new(),
         }
     }
 
@@ -420,14 +523,7 @@ pub(super) mod tests {
 
     #[test]
     fn deleted_rows_rewritten_columns_and_doubled_files_are_not_whole() {
-        let mut deleted = fragment(4, vec![file("x", &[0, 1])]);
-        deleted.deletion_file = Some(DeletionFile {
-            read_version: 1,
-            id: 1,
-            file_type: DeletionFileType::Array,
-            num_deleted_rows: None,
-            base_id: None,
-        });
+        let deleted = less(fragment(4, vec![file("x", &[0, 1])]), 1);
         assert_eq!(standing(&[deleted]).fragments_of(&claim("x")), None);
         let rewritten = fragment(4, vec![file("x", &[0, -2]), file("z", &[1])]);
         assert_eq!(standing(&[rewritten]).fragments_of(&claim("x")), None);
@@ -436,6 +532,27 @@ pub(super) mod tests {
             fragment(5, vec![file("x", &[0, 1])]),
         ];
         assert_eq!(standing(&doubled).fragments_of(&claim("x")), None);
+    }
+
+    #[test]
+    fn a_claim_of_a_file_less_some_rows_stands_where_just_these_are_taken_out() {
+        let whole = fragment(4, vec![file("x", &[0, 1])]);
+        let mut trimmed = claim("x");
+        trimmed.fragments = vec![less(whole.clone(), 1)];
+        let ids = |now: Fragment| standing(&[now]).fragments_of(&trimmed);
+        assert_eq!(ids(less(whole.clone(), 1)), Some(vec![4]));
+        assert_eq!(ids(less(whole.clone(), 2)), None, "others took out more");
+        assert_eq!(ids(whole.clone()), None, "the rows are there again");
+        // A deletion file is one fragment's.
+        let other = less(fragment(5, vec![file("x", &[0, 1])]), 1);
+        assert_eq!(ids(other), None);
+        // While it is staged, what it is of is looked at.
+        trimmed.of = vec![whole.clone()];
+        assert_eq!(standing(&[whole]).ids(&trimmed.of), Some(vec![4]));
+        assert_eq!(trimmed.written(), ["_deletions/4-1-1.arrow"]);
+        let all: Vec<String> = trimmed.paths().collect();
+        assert_eq!(all, ["data/x", "_deletions/4-1-1.arrow"]);
+        assert_eq!(claim("x").written(), ["data/x"]);
     }
 
     #[test]

@@ -71,6 +71,7 @@ mod tests {
             rows,
             bytes: rows,
             fragments: vec![Fragment::new(name)],
+            of: Vec::new(),
         }
     }
 

@@ -28,7 +28,8 @@
 //!    source versions and the units for all of them.
 //! 2. *Compute* ([`compute`]). Each worker does its share of the units, then
 //!    what others left ([`share`]): files that no version refers to
-//!    ([`execute`]), then the claim, put-if-absent: the first one wins.
+//!    ([`execute`]), then the claim, put-if-absent: the first one wins. Of a unit
+//!    that lost a few rows only these are taken out, by a deletion file ([`trim`]).
 //! 3. *Commit* ([`commit`]). Whoever sees all units done: reopens the view,
 //!    checks that it is still the same one, judges again, writes the ledger,
 //!    looks whether the staged files are all there, and commits adding and
@@ -78,6 +79,7 @@ pub mod share;
 pub mod staged;
 pub mod store;
 pub mod tidy;
+pub mod trim;
 pub mod unit;
 pub mod view;
 pub mod watermark;

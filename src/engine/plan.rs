@@ -7,11 +7,13 @@
 use std::collections::{HashMap, HashSet};
 
 use lance::Dataset;
+use lance_table::format::Fragment;
 use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Standing};
 use super::partials::Partial;
+use super::trim::Trim;
 
 /// What an attempt of a refresh set out to do: the first worker to write it
 /// fixes it for the others.
@@ -29,6 +31,9 @@ pub struct Plan {
     /// The units to compute, as positions among the inputs; a unit without any
     /// is the whole source.
     pub units: Vec<Vec<usize>>,
+    /// How some of the units can be had more cheaply than by computing them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trims: Vec<Trim>,
     /// Claims whose rows, small fragments of the view, are put together.
     #[serde(default)]
     pub merges: Vec<Vec<Claim>>,
@@ -79,6 +84,8 @@ pub struct Judgement {
     pub kept: Vec<Claim>,
     /// Claims whose files are staged, and will be in the view.
     pub added: Vec<Claim>,
+    /// Claims whose files are in the view, and some rows of them to be taken out.
+    pub trimmed: Vec<Claim>,
     /// Positions of inputs that no claim covers.
     pub missing: Vec<usize>,
     /// Ids of the view's fragments that no kept claim accounts for.
@@ -90,13 +97,26 @@ impl Judgement {
     pub fn is_done(&self) -> bool {
         self.missing.is_empty()
             && self.added.iter().all(|c| c.fragments.is_empty())
+            && self.trimmed.is_empty()
             && self.dropped.is_empty()
+    }
+
+    /// Every claim that the view consists of once the judgement is true of it,
+    /// those that its commit brings in last.
+    pub fn claims(&self) -> impl Iterator<Item = &Claim> {
+        self.kept.iter().chain(self.brought())
+    }
+
+    /// The claims that its commit brings in.
+    pub fn brought(&self) -> impl Iterator<Item = &Claim> {
+        self.trimmed.iter().chain(&self.added)
     }
 }
 
 /// Covers `inputs` by claims: staged ones that were `merged`, then `committed`
 /// ones that stand, then other `staged` ones. A claim counts only as a whole,
-/// and each input is covered once.
+/// and each input is covered once. A staged claim that is of another counts as
+/// long as that one's files stand; where it stands itself, it is a kept one.
 pub fn judge(
     inputs: &Inputs,
     standing: &Standing,
@@ -118,13 +138,15 @@ pub fn judge(
         .chain(committed.iter().map(|claim| (claim, true)))
         .chain(staged.iter().map(|claim| (claim, false)));
     for (claim, is_committed) in candidates {
-        let fragments = if is_committed {
-            match standing.fragments_of(claim) {
-                Some(fragments) => fragments,
+        let is_trimmed = !claim.of.is_empty();
+        let there = (is_committed || is_trimmed).then(|| standing.fragments_of(claim));
+        let (fragments, part) = match there {
+            None => (Vec::new(), &mut judgement.added),
+            Some(Some(there)) => (there, &mut judgement.kept),
+            Some(None) => match is_trimmed.then(|| standing.ids(&claim.of)).flatten() {
+                Some(before) => (remaining(claim, before), &mut judgement.trimmed),
                 None => continue,
-            }
-        } else {
-            Vec::new()
+            },
         };
         if !fits(claim)
             || claim.files().any(|file| used.contains(file))
@@ -134,11 +156,7 @@ pub fn judge(
         }
         used.extend(claim.files());
         accounted.extend(fragments);
-        if is_committed {
-            judgement.kept.push(claim.clone());
-        } else {
-            judgement.added.push(claim.clone());
-        }
+        part.push(claim.clone());
     }
     judgement.missing = open.into_values().flatten().collect();
     judgement.missing.sort_unstable();
@@ -150,6 +168,15 @@ pub fn judge(
         .collect();
     judgement.dropped.sort_unstable();
     judgement
+}
+
+/// Those of the ids `before`, which the fragments that `claim` is of have, whose
+/// fragments it still has.
+fn remaining(claim: &Claim, before: Vec<u64>) -> Vec<u64> {
+    let stays = |fragment: &Fragment| claim.fragments.iter().any(|f| f.files == fragment.files);
+    let before = claim.of.iter().zip(before);
+    let left = before.filter(|(fragment, _)| stays(fragment));
+    left.map(|(_, id)| id).collect()
 }
 
 /// The positions of `inputs` that are still to be covered. Two equal inputs
@@ -196,6 +223,7 @@ mod tests {
 
     use super::*;
     use crate::engine::ledger::Columns;
+    use crate::engine::ledger::tests::less;
 
     fn input(name: &str) -> Fingerprint {
         Fingerprint::of_text(name)
@@ -232,6 +260,7 @@ mod tests {
             rows: 1,
             bytes: 1,
             fragments: vec![fragment(0, path)],
+            of: Vec::new(),
         }
     }
 
@@ -322,6 +351,33 @@ mod tests {
         let now = judge(&pieces(&["a", "b"]), &view, &[], &doubled, &[]);
         assert_eq!(now.kept.len(), 1);
         assert_eq!(now.missing, [1]);
+    }
+
+    #[test]
+    fn a_claim_less_some_rows_takes_the_place_of_the_one_that_it_is_of() {
+        let before = view(&[fragment(1, "x"), fragment(2, "y")]);
+        let committed = [claim(&["a"], "x"), claim(&["b"], "y")];
+        let mut trimmed = claim(&["a less some"], "x");
+        trimmed.of = vec![fragment(1, "x")];
+        trimmed.fragments = vec![less(fragment(1, "x"), 7)];
+        let inputs = pieces(&["a less some", "b"]);
+        let staged = std::slice::from_ref(&trimmed);
+        let now = judge(&inputs, &before, &[], &committed, staged);
+        assert_eq!(now.trimmed, staged);
+        assert_eq!(now.kept, committed[1..]);
+        assert!(now.missing.is_empty() && now.dropped.is_empty() && !now.is_done());
+        // Once it has landed.
+        let after = view(&[less(fragment(1, "x"), 7), fragment(2, "y")]);
+        assert!(judge(&inputs, &after, &[], &committed, staged).is_done());
+        // Somebody took other rows out meanwhile: it is worth nothing.
+        let foreign = view(&[less(fragment(1, "x"), 8), fragment(2, "y")]);
+        let now = judge(&inputs, &foreign, &[], &committed, staged);
+        assert_eq!((now.missing, now.dropped), (vec![0], vec![1]));
+        // All rows of it are taken out: the fragment goes.
+        trimmed.fragments.clear();
+        let now = judge(&inputs, &before, &[], &committed, &[trimmed]);
+        assert_eq!(now.dropped, [1]);
+        assert!(now.missing.is_empty());
     }
 
     #[test]

@@ -97,6 +97,7 @@ mod tests {
             rows,
             bytes: 1,
             fragments: Vec::new(),
+            of: Vec::new(),
         }
     }
 

@@ -26,6 +26,7 @@ use super::plan::{Judgement, Plan, judge};
 pub use super::request::{Progress, Request};
 use super::store::Objects;
 use super::tidy::Rubbish;
+use super::trim::{self, Trim};
 use super::view::{self, ViewInfo};
 use super::work::Work;
 use super::{carry, partials, paths, staged, tidy, watermark};
@@ -144,6 +145,18 @@ enum Planned {
     Done(Outcome),
 }
 
+/// A judgement, and what goes with it.
+struct Judged {
+    now: Judgement,
+    /// Whether claims that count are in no ledger as they are: carried over
+    /// compactions, or of others that have lost no row.
+    carried: bool,
+    /// Committed claims that stand and do not count.
+    loose: Vec<Claim>,
+    /// The version of the first source that the newest of them are true of.
+    since: u64,
+}
+
 struct Run<'a> {
     catalog: &'a Catalog,
     request: &'a Request,
@@ -208,8 +221,24 @@ impl Run<'_> {
         let mut fixed = fixed;
         let mut nothing = false;
         if fixed.is_none() {
-            let (now, carried) = self.judge(&work, &work.bench.table, &mut ledgers).await?;
-            work.plan.units = work.cut(&now.missing);
+            let judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
+            let (now, carried) = (judged.now, judged.carried);
+            let trims = match request.full {
+                true => Vec::new(),
+                false => trim::choose(&work, &now.missing, &judged.loose, judged.since).await?,
+            };
+            let trimmed: HashSet<usize> =
+                trims.iter().flat_map(|(unit, _)| unit).copied().collect();
+            let missing = now.missing.iter().filter(|at| !trimmed.contains(at));
+            let computed = work.cut(&missing.copied().collect::<Vec<_>>());
+            for (unit, trim) in trims {
+                work.plan.trims.push(Trim {
+                    unit: work.plan.units.len(),
+                    ..trim
+                });
+                work.plan.units.push(unit);
+            }
+            work.plan.units.extend(computed);
             work.plan.merges = work.merges(&now);
             work.plan.kept = now.kept.len() as u64;
             let units = !work.plan.units.is_empty();
@@ -255,18 +284,13 @@ impl Run<'_> {
         self.since.unwrap_or(u64::MAX).min(work.plan.view_version)
     }
 
-    /// Judges the view as `table` shows it. Tells too whether claims that
-    /// count were carried over compactions, and are in no ledger as they are.
-    async fn judge(
-        &self,
-        work: &Work,
-        table: &Dataset,
-        ledgers: &mut Ledgers,
-    ) -> Result<(Judgement, bool)> {
+    /// Judges the view as `table` shows it.
+    async fn judge(&self, work: &Work, table: &Dataset, ledgers: &mut Ledgers) -> Result<Judged> {
         let standing = work.standing(table);
         let ledgers = ledgers.of(&standing).await?;
         let read_version = ledgers.iter().map(|l| l.read_version).min();
         let since = work.since(ledgers.iter().map(|l| &l.outcome));
+        let newest = work.since(ledgers.iter().take(1).map(|l| &l.outcome));
         let mut committed: Vec<Claim> = ledgers
             .iter()
             .flat_map(|ledger| &ledger.claims)
@@ -308,16 +332,18 @@ impl Run<'_> {
                 now = judge(&work.inputs, &standing, &merged, &committed, &staged);
             }
         }
-        let carried: HashSet<(Fingerprint, Vec<&str>)> = carried
-            .iter()
-            .map(|c| (c.id(), c.files().collect()))
-            .collect();
-        let news = !carried.is_empty()
-            && now
-                .kept
-                .iter()
-                .any(|c| carried.contains(&(c.id(), c.files().collect())));
-        Ok((now, news))
+        let key = |c: &Claim| (c.id(), c.held().collect::<Vec<_>>());
+        let carried: HashSet<_> = carried.iter().map(key).collect();
+        let news = |c: &Claim| !c.of.is_empty() || carried.contains(&key(c));
+        let carried = now.kept.iter().any(news);
+        let kept: HashSet<Fingerprint> = now.kept.iter().map(Claim::id).collect();
+        committed.retain(|c| standing.fragments_of(c).is_some() && !kept.contains(&c.id()));
+        Ok(Judged {
+            carried,
+            loose: committed,
+            since: newest.first().copied().unwrap_or_default(),
+            now,
+        })
     }
 
     /// The commit loop. Gives the view as the refresh left it, unless that
@@ -342,11 +368,12 @@ impl Run<'_> {
             let history = History::read(&table, &request.refresh, work.plan.view_version).await?;
             // What was committed once, by whomever, counts only where it stands.
             self.staged
-                .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim.files()));
+                .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim));
             self.settled = ledgers.settled().map(str::to_string);
-            let (judgement, carried) = self.judge(work, &table, &mut ledgers).await?;
+            let judged = self.judge(work, &table, &mut ledgers).await?;
+            let (judgement, carried) = (judged.now, judged.carried);
             if judgement.is_done() {
-                let units = (judgement.kept.len() + judgement.added.len()) as u64;
+                let units = judgement.claims().count() as u64;
                 let outcome = history
                     .outcome
                     .unwrap_or_else(|| work.unchanged(units, table.version().version));
@@ -374,12 +401,12 @@ impl Run<'_> {
             let outcome = work.outcome(&judgement, &table, request.full);
             let (ledger, looked) = futures::try_join!(
                 self.write_ledger(work, &table, &outcome, &judgement),
-                staged::look(&self.objects, &judgement.added)
+                staged::look(&self.objects, judgement.brought())
             )?;
             // Just written: so that is what the store's clock says.
             let lost = match self.objects.modified(&ledger).await? {
                 Some(now) => staged::lost(looked, now),
-                None => judgement.added.iter().map(Claim::id).collect(),
+                None => judgement.brought().map(Claim::id).collect(),
             };
             if !lost.is_empty() {
                 warn!(units = lost.len(), "staged files are gone; computing anew");
@@ -452,13 +479,13 @@ impl Run<'_> {
             refresh,
             &uuid::Uuid::new_v4().simple().to_string()[..8],
         );
-        let claims = judgement.kept.iter().chain(&judgement.added);
+        let claims = judgement.claims();
         let ledger = Ledger {
             refresh: refresh.clone(),
             read_version,
             outcome: outcome.clone(),
-            claims: claims.cloned().collect(),
-            added: judgement.added.len(),
+            claims: claims.cloned().map(Claim::committed).collect(),
+            added: judgement.brought().count(),
             partials: work.plan.partials.clone(),
         };
         self.objects.put(&path, &ledger).await?;

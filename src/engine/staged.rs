@@ -58,27 +58,23 @@ pub async fn usable(
             claims
                 .into_iter()
                 .flatten()
-                .filter(|claim| history.never_had(claim.files())),
+                .filter(|claim| history.never_had(claim)),
         );
     }
     Ok(found)
 }
 
-/// When each file of `claims` was written, by the store's clock; `None` for
-/// those that are not there.
+/// When each file that was written for `claims` was, by the store's clock; `None`
+/// for those that are not there.
 pub async fn look(
     objects: &Objects,
-    claims: &[Claim],
+    claims: impl Iterator<Item = &Claim>,
 ) -> Result<Vec<(Fingerprint, Option<SystemTime>)>> {
-    let data = objects.root().clone().join("data");
     let mut files = Vec::new();
     for claim in claims {
         let id = claim.id();
-        files.extend(
-            claim
-                .files()
-                .map(|file| (id.clone(), data.clone().join(file))),
-        );
+        let written = claim.written().into_iter();
+        files.extend(written.map(|path| (id.clone(), objects.within(&path))));
     }
     objects.modified_each(files).await
 }

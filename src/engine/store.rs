@@ -224,6 +224,12 @@ impl Objects {
         &self.root
     }
 
+    /// The object at `path`, relative to the table's folder, or the folder.
+    pub fn within(&self, path: &str) -> Path {
+        path.split('/')
+            .fold(self.root.clone(), |folder, part| folder.join(part))
+    }
+
     /// Writes `value` as JSON unless the object is there already. Returns
     /// whether it is this value that is there now: written by this call, or
     /// the same as another wrote.

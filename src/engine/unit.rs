@@ -1,7 +1,7 @@
 //! How the source is cut: into pieces that have a fingerprint each, and those
 //! into units that are computed one by one.
 //!
-//! A piece is a fragment, or a slice of a huge one, so that a row deleted from
+//! A piece is a fragment, or a slice of a huge one, so that a change of a row of
 //! it never costs more than a slice.
 
 use std::collections::HashMap;
@@ -158,17 +158,27 @@ pub struct Extent {
 impl Extent {
     /// The rows of `pieces`, positions in `fragments` of theirs.
     pub fn new<'a>(fragments: &[Fragment], pieces: impl Iterator<Item = &'a Piece>) -> Extent {
+        let places = pieces.map(|piece| (piece.fragment, piece.slice.clone()));
+        Self::of_rows(fragments, places)
+    }
+
+    /// Of the `fragments` at these positions the physical rows of each slice, or all.
+    pub fn of_rows(
+        fragments: &[Fragment],
+        places: impl Iterator<Item = (usize, Option<Range<u64>>)>,
+    ) -> Extent {
         let mut extent = Extent::default();
         let mut sliced = false;
-        for piece in pieces {
-            let Some(fragment) = fragments.get(piece.fragment) else {
+        for (at, slice) in places {
+            let Some(fragment) = fragments.get(at) else {
                 continue;
             };
             if extent.fragments.last().map(|f| f.id) != Some(fragment.id) {
                 extent.fragments.push(fragment.clone());
             }
-            sliced |= piece.slice.is_some();
-            let rows = piece.slice.clone().unwrap_or(0..piece.rows);
+            sliced |= slice.is_some();
+            let all = 0..fragment.physical_rows.unwrap_or(0) as u64;
+            let rows = slice.unwrap_or(all);
             extent.slices.push(FragmentSlice {
                 fragment_id: fragment.id as u32,
                 row_offset: rows.start,

@@ -181,6 +181,7 @@ impl Work {
             sources: sources.iter().map(|s| Pinned::of(s)).collect(),
             view_version: table.version().version,
             units: Vec::new(),
+            trims: Vec::new(),
             merges: Vec::new(),
             kept: 0,
             partials: Vec::new(),
@@ -384,6 +385,17 @@ impl Work {
         }
     }
 
+    /// The pieces of the source and what is read of them, if each row of the view
+    /// comes of one row of the source, and no other does.
+    pub fn by_rows(&self) -> Option<(&[Piece], &Reads)> {
+        match (&self.pieces, &*self.bench.planned) {
+            (Pieces::OfSource { pieces, reads }, Planned::Sql(planned)) => {
+                planned.is_by_rows().then_some((pieces.as_slice(), reads))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the view is the first rows of its source.
     pub fn is_limited(&self) -> bool {
         matches!(&*self.bench.planned,
@@ -482,8 +494,9 @@ impl Work {
         }
         let merged = self.merged();
         let computed = judgement.added.iter().filter(|c| !merged.contains(&c.id()));
-        let nothing_kept =
-            judgement.kept.is_empty() && computed.clone().count() == judgement.added.len();
+        let nothing_kept = judgement.kept.is_empty()
+            && judgement.trimmed.is_empty()
+            && computed.clone().count() == judgement.added.len();
         Outcome {
             mode: if full || nothing_kept {
                 Mode::Rebuild
@@ -494,7 +507,7 @@ impl Work {
             bytes_written: judgement.added.iter().map(|c| c.bytes).sum(),
             units_kept: judgement.kept.len() as u64,
             ..self.unchanged(
-                (judgement.kept.len() + judgement.added.len()) as u64,
+                judgement.claims().count() as u64,
                 table.version().version + 1,
             )
         }

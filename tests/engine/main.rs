@@ -19,3 +19,4 @@ mod s3;
 mod scenarios;
 mod support;
 mod throttling;
+mod trims;

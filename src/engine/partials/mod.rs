@@ -158,6 +158,7 @@ fn as_claim(partial: Partial) -> Claim {
         refresh: String::new(),
         rows: 0,
         bytes: 0,
+        of: Vec::new(),
     }
 }
 

@@ -189,6 +189,12 @@ impl Planned {
         }
     }
 
+    /// Whether each of the view's rows comes of one row of the source, and no other
+    /// does.
+    pub fn is_by_rows(&self) -> bool {
+        self.shape() == Shape::RowWise && self.unnest.is_none()
+    }
+
     /// The view's filter.
     pub fn filter(&self) -> Option<&str> {
         self.definition.filter.as_deref()

@@ -21,11 +21,12 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use relance::engine::catalog::Catalog;
 use relance::engine::error::EngineError;
+use relance::engine::ledger::Claim;
 use relance::engine::outcome::Outcome;
 use relance::engine::refresh::{Progress, Request, refresh};
 use tokio::sync::watch;
 
-use crate::support::{Db, Form, GENERAL, Shape, commits_of, number, request, shape};
+use crate::support::{Db, Form, GENERAL, Shape, commits_of, number, request, shape, update};
 use store::{Faults, Wrap};
 
 /// What is refreshed, and how.
@@ -47,6 +48,8 @@ enum Situation {
     Compacted,
     /// Changed after many small appends, so that the view has many small fragments.
     Many,
+    /// Single rows of large units were deleted and updated, some twice.
+    Touched,
 }
 
 #[derive(Clone, Copy)]
@@ -71,6 +74,10 @@ impl Case {
 
     async fn prepared(&self) -> Db {
         let mut db = Db::new(true);
+        if self.situation == Situation::Touched {
+            self.touch(&mut db).await;
+            return db;
+        }
         let batch = db.batch(20);
         db.write(batch, WriteMode::Create, 20).await;
         if GENERAL.iter().any(|s| s.name == self.shape.name) {
@@ -108,6 +115,23 @@ impl Case {
     }
 }
 
+impl Case {
+    async fn touch(&self, db: &mut Db) {
+        let batch = db.batch(120);
+        db.write(batch, WriteMode::Create, 60).await;
+        db.create_view("v", self.shape.sql, self.form).await;
+        db.refresh("v").await.unwrap();
+        let more = db.batch(60);
+        db.write(more, WriteMode::Append, 60).await;
+        let mut source = db.open("src").await;
+        source.delete("id = 100").await.unwrap();
+        db.refresh("v").await.unwrap();
+        source.delete("id IN (7, 101, 150)").await.unwrap();
+        let which = "id IN (20, 151)";
+        update(source, which, "name", "'other'").await.unwrap();
+    }
+}
+
 /// One worker with storage that fails by `faults`. The scheme has lance read
 /// and write data files, too, through the object-store interface.
 pub async fn run(db: &Db, asked: &Request, faults: Arc<Faults>) -> Result<Outcome, EngineError> {
@@ -137,15 +161,16 @@ async fn run_all(
     futures::future::join_all(runs).await
 }
 
-/// How many units of `refresh` have a durable claim with rows.
+/// How many units of `refresh` have a durable claim that a file was written for.
 fn durable(db: &Db, refresh: &str) -> usize {
     let folder = format!("{}/_relance/plans/{refresh}/claims", db.path("v"));
     let Ok(claims) = std::fs::read_dir(folder) else {
         return 0;
     };
     claims
-        .filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok())
-        .filter(|claim| !claim.contains("\"fragments\":[]"))
+        .filter_map(|entry| std::fs::read(entry.unwrap().path()).ok())
+        .filter_map(|json| serde_json::from_slice::<Claim>(&json).ok())
+        .filter(|claim| !claim.written().is_empty())
         .count()
 }
 
@@ -312,6 +337,16 @@ sweeps! {
         Case { situation: Situation::Compacted, ..Case::of("filtered", Form::Plain) };
     a_refresh_of_many_small_fragments_survives_a_fault_at_every_operation:
         Case { situation: Situation::Many, ..Case::of("carried", Form::Plain) };
+    a_refresh_that_takes_rows_out_survives_a_fault_at_every_operation:
+        Case { situation: Situation::Touched, ..Case::of("filtered", Form::Plain) };
+    a_refresh_that_takes_rows_out_of_the_older_form_survives_a_fault_at_every_operation:
+        Case { situation: Situation::Touched, ..Case::of("expressions", Form::Provenance) };
+    three_workers_that_take_rows_out_survive_storage_that_fails_for_all_of_them:
+        Case {
+            situation: Situation::Touched,
+            workers: Workers::AllFail(3),
+            ..Case::of("filtered", Form::Provenance)
+        };
     three_workers_survive_storage_that_fails_for_all_of_them:
         Case { workers: Workers::AllFail(3), ..Case::of("filtered", Form::Plain) };
     two_workers_go_on_when_storage_fails_for_the_third:

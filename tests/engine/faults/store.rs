@@ -56,14 +56,14 @@ impl Faults {
         self.struck.load(Ordering::SeqCst)
     }
 
-    /// How many data files were begun below `folder`.
+    /// How many data files and deletion files were begun below `folder`.
     pub fn written(&self, folder: &str) -> usize {
         let written = self.written.lock().unwrap();
         written.iter().filter(|path| path.contains(folder)).count()
     }
 
     fn wrote(&self, at: &Path) {
-        if at.as_ref().contains("/data/") {
+        if at.as_ref().contains("/data/") || at.as_ref().contains("/_deletions/") {
             self.written.lock().unwrap().push(at.to_string());
         }
     }
