@@ -390,6 +390,14 @@ fn gone(
     worth.then_some(gone)
 }
 
+/// Rows of one of the view's fragments.
+struct Found {
+    fragment: FileFragment,
+    /// Which of the claim's fragments it is.
+    place: usize,
+    offsets: Vec<u32>,
+}
+
 impl Workbench {
     /// Takes out of the claim of `trim` what is gone, and stages that as a claim of
     /// `inputs`. `Ok(None)`: it is to be computed. The claim is not recorded yet.
@@ -442,13 +450,13 @@ impl Workbench {
             return Ok(None);
         }
         let mut left = claim.fragments.clone();
-        for (fragment, offsets) in fragments {
-            let id = fragment.id() as u64;
-            let files = |f: &Fragment| &f.files == &claim.fragments[offsets.0].files;
-            let Some(at) = left.iter().position(files) else {
+        for found in fragments {
+            let id = found.fragment.id() as u64;
+            let files = &claim.fragments[found.place].files;
+            let Some(at) = left.iter().position(|f| f.files == *files) else {
                 return Ok(None);
             };
-            let less = fragment.extend_deletions(offsets.1).await;
+            let less = found.fragment.extend_deletions(found.offsets).await;
             match less.map_err(|e| self.sort(e))? {
                 Some(less) => {
                     left[at].id = id;
@@ -507,17 +515,13 @@ impl Workbench {
         Ok((before == trim.claim.rows).then_some(found))
     }
 
-    /// The rows of `claim` at these `positions` among all of it, and of each of the
-    /// view's fragments that has some: its place among the claim's, and their offsets.
-    #[expect(clippy::type_complexity)]
+    /// Where the rows of `claim` at these `positions` among all of it are, and what
+    /// they are. `Ok(None)`: the claim does not stand.
     async fn rows_at(
         &self,
         claim: &Claim,
         positions: Vec<u64>,
-    ) -> std::result::Result<
-        Option<(Vec<(FileFragment, (usize, Vec<u32>))>, Vec<RecordBatch>)>,
-        UnitError,
-    > {
+    ) -> std::result::Result<Option<(Vec<Found>, Vec<RecordBatch>)>, UnitError> {
         let names = self.planned.computed_names();
         let columns = Columns::new(self.table.schema(), names.iter().copied());
         let standing = Standing::new(self.table.fragments(), &columns);
@@ -548,8 +552,11 @@ impl Workbench {
             }
             let rows = fragment.take(&live, &read).await;
             batches.push(rows.map_err(|e| self.sort(e))?);
-            let offsets = physical_offsets(&live, &deleted);
-            fragments.push((fragment, (place, offsets)));
+            fragments.push(Found {
+                fragment,
+                place,
+                offsets: physical_offsets(&live, &deleted),
+            });
         }
         let complete = start == claim.rows && positions.next().is_none();
         Ok(complete.then_some((fragments, batches)))
