@@ -232,21 +232,18 @@ impl Db {
         let context = SessionContext::new_with_config(config);
         let table = datafusion::datasource::MemTable::try_new(schema, vec![batches])?;
         context.register_table("src", Arc::new(table))?;
-        let query = context.sql(sql).await?;
+        let mut query = context.sql(sql).await?;
+        if let Some(limit) = limit {
+            // Rows after the last one that is asked for are not computed.
+            query = query.limit(0, Some(limit))?;
+        }
         let types = query
             .schema()
             .fields()
             .iter()
             .map(|f| f.data_type().clone())
             .collect();
-        let mut batches = query.collect().await?;
-        if let Some(limit) = limit {
-            let mut left = limit;
-            for batch in &mut batches {
-                *batch = batch.slice(0, left.min(batch.num_rows()));
-                left -= batch.num_rows();
-            }
-        }
+        let batches = query.collect().await?;
         Ok((types, render(&batches)))
     }
 }
