@@ -151,7 +151,7 @@ struct Judged {
     /// Whether claims that count are in no ledger as they are: carried over
     /// compactions, or of others that have lost no row.
     carried: bool,
-    /// Committed claims that stand and do not count.
+    /// Committed claims that stand and do not count, where something is missing.
     loose: Vec<Claim>,
     /// The version of the first source that the newest of them are true of.
     since: u64,
@@ -334,10 +334,15 @@ impl Run<'_> {
         }
         let key = |c: &Claim| (c.id(), c.held().collect::<Vec<_>>());
         let carried: HashSet<_> = carried.iter().map(key).collect();
-        let news = |c: &Claim| !c.of.is_empty() || carried.contains(&key(c));
-        let carried = now.kept.iter().any(news);
-        let kept: HashSet<Fingerprint> = now.kept.iter().map(Claim::id).collect();
-        committed.retain(|c| standing.fragments_of(c).is_some() && !kept.contains(&c.id()));
+        let is_carried = |c: &Claim| !carried.is_empty() && carried.contains(&key(c));
+        let carried = now.kept.iter().any(|c| !c.of.is_empty() || is_carried(c));
+        if now.missing.is_empty() {
+            // Nobody asks: to name a hundred thousand claims takes its time.
+            committed.clear();
+        } else {
+            let kept: HashSet<Fingerprint> = now.kept.iter().map(Claim::id).collect();
+            committed.retain(|c| standing.fragments_of(c).is_some() && !kept.contains(&c.id()));
+        }
         Ok(Judged {
             carried,
             loose: committed,
