@@ -18,7 +18,8 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
-use lance::session::Session;
+use lance::session::{CacheSpec, Session};
+use lance_core::cache::{QuickCacheBackend, QuickCacheShardPolicy};
 use lance_io::local::to_local_path;
 use lance_io::object_store::{
     ObjectStore, ObjectStoreParams, ObjectStoreRegistry, StorageOptionsAccessor,
@@ -133,8 +134,18 @@ impl Store {
     /// A session of its own: lance caches transactions by version number
     /// alone, so a session must not outlive a look at one table.
     pub fn session(&self) -> Arc<Session> {
+        // Lance would ask the system for the number of processors each time, and
+        // then choose the same: shards are for caches of gigabytes.
+        let cache = |bytes| {
+            let single = QuickCacheBackend::with_shard_policy(bytes, QuickCacheShardPolicy::Single);
+            CacheSpec::Backend(Arc::new(single))
+        };
         let (index, metadata) = self.caches;
-        Arc::new(Session::new(index, metadata, self.registry.clone()))
+        Arc::new(Session::with_cache_backends(
+            cache(index),
+            cache(metadata),
+            self.registry.clone(),
+        ))
     }
 
     /// From now on the table at `uri` is reached by what `options` give, which
