@@ -65,7 +65,7 @@ fn relance(cli: Cli) -> ExitCode {
             clap_complete::generate(shell, &mut command, "relance", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
-        Command::Serve(args) => run(async {
+        Command::Serve(args) => waiting(async {
             serve::serve(&args, cli.log_format)
                 .await
                 .map_err(|error| (error.to_string(), error.exit_code()))
@@ -122,7 +122,11 @@ fn told(error: EngineError) -> (String, i32) {
 }
 
 fn run(work: impl Future<Output = Result<(), (String, i32)>>) -> ExitCode {
-    match blocking(work) {
+    ended(blocking(work))
+}
+
+fn ended(ended: Result<Result<(), (String, i32)>, ExitCode>) -> ExitCode {
+    match ended {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err((sentence, code))) => fail(&sentence, code),
         Err(code) => code,
@@ -130,7 +134,20 @@ fn run(work: impl Future<Output = Result<(), (String, i32)>>) -> ExitCode {
 }
 
 fn blocking<T>(work: impl Future<Output = T>) -> Result<T, ExitCode> {
-    match tokio::runtime::Runtime::new() {
+    by(tokio::runtime::Builder::new_multi_thread(), work)
+}
+
+/// What mostly waits for others does it in this one thread: between several,
+/// waking one another would take longer than what they then do.
+fn waiting(work: impl Future<Output = Result<(), (String, i32)>>) -> ExitCode {
+    ended(by(tokio::runtime::Builder::new_current_thread(), work))
+}
+
+fn by<T>(
+    mut runtime: tokio::runtime::Builder,
+    work: impl Future<Output = T>,
+) -> Result<T, ExitCode> {
+    match runtime.enable_all().build() {
         Ok(runtime) => Ok(runtime.block_on(work)),
         Err(error) => Err(fail(
             &format!("threads cannot be started: {error}"),

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
@@ -156,17 +157,26 @@ impl SharedCatalog {
         let answer = async {
             if catalog.is_local() {
                 let inline = catalog.clone().inline(Handle::current());
-                if let Some(answer) = looks::look(look(inline)).await {
+                if let Some(answer) = looks::there_and_then(look(inline).boxed()).await {
                     return answer;
                 }
             }
-            look(catalog).await
+            looks::beside(look(catalog).boxed()).await
         };
         self.in_time(answer).await
     }
 
+    /// Looks at a catalog in more than a few reads. Errors: `Unavailable` if it
+    /// takes too long, and those of `look`.
+    pub async fn look_long<T: Send + 'static>(
+        &self,
+        look: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        self.in_time(looks::beside(look.boxed())).boxed().await
+    }
+
     /// Waits for one answer of the catalog, but not for ever.
-    pub async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, EngineError> {
+    async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, EngineError> {
         tokio::time::timeout(PATIENCE, answer)
             .await
             .map_err(|_| EngineError::Unavailable {
@@ -179,8 +189,11 @@ impl SharedCatalog {
     pub async fn watch(self, shutdown: CancellationToken) {
         let mut was_up = true;
         loop {
-            let state = async { self.get().await?.ping().await };
-            let state = self.in_time(state).await.and_then(|state| state);
+            let state = async {
+                let catalog = self.get().await?;
+                self.look_long(async move { catalog.ping().await }).await?
+            };
+            let state = state.await;
             self.up.set(state.is_ok().into());
             match &state {
                 Err(error) if was_up => tracing::warn!(%error, "the catalog does not answer"),

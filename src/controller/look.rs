@@ -11,14 +11,13 @@ use sha2::{Digest, Sha256};
 
 use super::caller::{self, credential};
 use super::context::Context;
-use super::refresh::{
-    JobEnd, JobSeen, LOOK_AGAIN, Observed, OutcomeSeen, ProgressSeen, World, is_held,
-};
+use super::refresh::{JobEnd, JobSeen, Observed, OutcomeSeen, ProgressSeen, World, is_held};
 use super::targets::Reach;
 use crate::catalog::credential::Credential;
+use crate::engine::catalog::Catalog;
 use crate::engine::error::EngineError;
 use crate::engine::freshness::{self, Freshness};
-use crate::engine::outcome;
+use crate::engine::outcome::{self, Known};
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, progress, state};
 use crate::lean::Lean;
@@ -282,17 +281,32 @@ pub async fn outcome(ctx: &Context, refresh: &MaterializedViewRefresh) -> Outcom
             false => None,
         };
         let catalog = ctx.catalog.seen_by(caller.as_ref()).await?;
-        let found = outcome::find(&catalog, view, &uid);
-        ctx.catalog.in_time(found).await?
+        let (view, uid) = (Arc::new(view.clone()), Arc::new(uid.clone()));
+        let recorded = {
+            let (view, uid) = (view.clone(), uid.clone());
+            move |catalog: Catalog| {
+                let (view, uid) = (view.clone(), uid.clone());
+                async move { outcome::known(&catalog, &view, &uid).await }
+            }
+        };
+        match ctx.catalog.look(catalog.clone(), recorded).await?? {
+            Known::Outcome(found) => Ok(found),
+            Known::Planned => {
+                let found = async move { outcome::find(&catalog, &view, &uid).await };
+                ctx.catalog.look_long(found).await?
+            }
+        }
     };
     let found = match (found.await, &refresh.status) {
         // A token that has expired meanwhile: the place of the view is known.
         (Err(EngineError::CatalogDenied { .. }), Some(status)) if status.view_uri.is_some() => {
-            let uri = status.view_uri.as_deref().unwrap_or_default();
+            let uri = status.view_uri.clone().unwrap_or_default();
+            let (view, uid) = (view.clone(), uid.clone());
             let found = async {
                 let catalog = ctx.catalog.get().await?;
-                let found = outcome::find_at(catalog.store(), uri, view, &uid);
-                ctx.catalog.in_time(found).await?
+                let found =
+                    async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
+                ctx.catalog.look_long(found).await?
             };
             found.await
         }
@@ -332,7 +346,9 @@ async fn sampled(
     let nothing = (ProgressSeen::Nothing, None);
     let uid = refresh_uid(&seen.refresh);
     // A little less than the pause between looks, or every other one comes too early.
-    let interval = LOOK_AGAIN.saturating_sub(Duration::from_millis(100));
+    let interval = ctx
+        .between_looks()
+        .saturating_sub(Duration::from_millis(100));
     let Some(JobSeen::Ours(job)) = &seen.job else {
         return nothing;
     };

@@ -89,7 +89,33 @@ pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Opt
     find_at(catalog.store(), &uri, id, refresh).await
 }
 
-/// The same of the view that is known to be at `uri`.
+/// What is known of a refresh without a look at the view's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// What it did, as it has recorded it. None: it has committed nothing.
+    Outcome(Option<Outcome>),
+    /// It has planned: its commit may be in the history, which [`find`] reads.
+    Planned,
+}
+
+/// The quick part of [`find`]. Errors: `ViewNotFound`, `Unavailable`.
+pub async fn known(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Known> {
+    let uri = catalog.locate(id).await?;
+    let objects = catalog.store().objects(&uri).await?;
+    Ok(match traces(&objects, refresh).await? {
+        (None, Some(_)) => Known::Planned,
+        (outcome, _) => Known::Outcome(outcome),
+    })
+}
+
+/// What a refresh leaves beside the view: its outcome, and its first plan. It
+/// plans before it commits: without a plan there is no commit.
+async fn traces(objects: &Objects, refresh: &str) -> Result<(Option<Outcome>, Option<Plan>)> {
+    let planned = paths::plan(objects.root(), refresh, 1);
+    futures::try_join!(recorded(objects, refresh), objects.get::<Plan>(&planned))
+}
+
+/// [`find`] for the view that is known to be at `uri`.
 pub async fn find_at(
     store: &Store,
     uri: &str,
@@ -97,10 +123,7 @@ pub async fn find_at(
     refresh: &str,
 ) -> Result<Option<Outcome>> {
     let objects = store.objects(uri).await?;
-    let planned = paths::plan(objects.root(), refresh, 1);
-    let (outcome, plan) =
-        futures::try_join!(recorded(&objects, refresh), objects.get::<Plan>(&planned))?;
-    // A refresh plans before it commits: without a plan there is no commit.
+    let (outcome, plan) = traces(&objects, refresh).await?;
     let (None, Some(plan)) = (&outcome, plan) else {
         return Ok(outcome);
     };

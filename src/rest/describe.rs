@@ -38,7 +38,11 @@ pub async fn table(
         ),
     };
     let catalog = api.catalog_of(&caller).await?;
-    let mut table = api.catalog.in_time(catalog.describe_table(&id)).await??;
+    let described = {
+        let (catalog, id) = (catalog.clone(), id.clone());
+        async move { catalog.describe_table(&id).await }
+    };
+    let mut table = api.catalog.look_long(described).await??;
     if let Some(version) = version.filter(|version| *version != table.version) {
         let missing = || {
             ApiError::VersionNotFound(format!(
@@ -50,8 +54,11 @@ pub async fn table(
         if version == 0 || version > table.version {
             return Err(missing());
         }
-        let opened = api.catalog.in_time(catalog.open(&id, Some(version)));
-        let opened = opened.await??.ok_or_else(missing)?;
+        let opened = {
+            let id = id.clone();
+            async move { catalog.open(&id, Some(version)).await }
+        };
+        let opened = api.catalog.look_long(opened).await??.ok_or_else(missing)?;
         table.schema = Schema::from(opened.schema());
         table.version = version;
     }
@@ -74,7 +81,11 @@ pub async fn view(
     Asked { caller, .. }: Asked,
 ) -> Result<Json<Value>, ApiError> {
     let catalog = api.catalog_of(&caller).await?;
-    let info = api.catalog.in_time(view::inspect(&catalog, &id)).await??;
+    let inspected = {
+        let id = id.clone();
+        async move { view::inspect(&catalog, &id).await }
+    };
+    let info = api.catalog.look_long(inspected).await??;
     let Some(sql) = info.sql else {
         return Err(ApiError::Unsupported(format!(
             "'{}' is no SQL view, and only those can be described here",

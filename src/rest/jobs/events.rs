@@ -67,11 +67,11 @@ pub async fn query(
     };
     let uid = source.uid();
     let catalog = api.catalog_of(&caller).await?;
-    let looked = api
-        .catalog
-        .in_time(account::of(&catalog, source.view(), &uid))
-        .await?;
-    let mut account = match looked {
+    let looked = {
+        let (view, uid) = (source.view().to_vec(), uid.clone());
+        async move { account::of(&catalog, &view, &uid).await }
+    };
+    let mut account = match api.catalog.look_long(looked).await? {
         Ok(account) => account,
         // It was dropped, or never was: then nothing was done to it.
         Err(EngineError::ViewNotFound { .. } | EngineError::InvalidInput(_)) => Account::default(),

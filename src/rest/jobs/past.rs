@@ -39,13 +39,14 @@ impl Default for Searches {
 /// The record of a job whose resource is not there. 404 if there is none.
 pub async fn find(api: &Api, caller: &Caller, job_id: &str) -> Result<Found, ApiError> {
     let catalog = api.catalog_of(caller).await?;
-    let search = async {
-        let _turn = api.searches.0.acquire().await;
-        let since = created(job_id).and_then(|ms| u64::try_from(ms).ok());
-        let since = since.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
-        account::find(&catalog, job_id, since).await
+    let since = created(job_id).and_then(|ms| u64::try_from(ms).ok());
+    let since = since.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
+    let (searches, job) = (api.searches.clone(), job_id.to_string());
+    let search = async move {
+        let _turn = searches.0.acquire().await;
+        account::find(&catalog, &job, since).await
     };
-    let found: Result<Option<Found>, EngineError> = api.catalog.in_time(search).await?;
+    let found: Result<Option<Found>, EngineError> = api.catalog.look_long(search).await?;
     found?.ok_or_else(|| unknown(job_id))
 }
 
