@@ -8,7 +8,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::PostParams;
-use kube::runtime::controller::Action as Requeue;
 use kube::runtime::reflector::Store;
 
 use super::apply;
@@ -30,6 +29,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How often another cluster is, and one that is not ready.
 const LOOK_SOON: Duration = Duration::from_secs(20);
 const NOT_READY: Duration = Duration::from_secs(5);
+/// And after a look that failed.
+const AFTER_ERROR: Duration = Duration::from_secs(10);
 
 /// What a look at a cluster gave.
 struct Seen {
@@ -51,17 +52,21 @@ impl Seen {
     }
 }
 
-/// Looks at a cluster and writes its status.
-pub async fn reconcile(
-    cluster: Arc<RefreshCluster>,
-    ctx: Arc<Context>,
-) -> Result<Requeue, PassError> {
-    let ctx = &*ctx;
+/// Looks at a cluster and writes its status; how long until the next look.
+pub async fn pass(cluster: Arc<RefreshCluster>, ctx: Arc<Context>) -> Option<Duration> {
+    let looked = looked(&cluster, &ctx).await;
+    Some(looked.unwrap_or_else(|error| {
+        tracing::warn!(cluster = cluster.name_any(), %error, "a RefreshCluster could not be looked at");
+        AFTER_ERROR
+    }))
+}
+
+async fn looked(cluster: &RefreshCluster, ctx: &Context) -> Result<Duration, PassError> {
     let name = cluster.name_any();
     let before = cluster.status.clone().unwrap_or_default();
     let was_closed = ctx.targets.closed().contains_key(&name);
     let (active, queued) = count(&ctx.known.refreshes, &name);
-    let seen = look(ctx, &cluster).await?;
+    let seen = look(ctx, cluster).await?;
     if was_closed && !ctx.targets.closed().contains_key(&name) {
         ctx.places.changed();
     }
@@ -88,13 +93,13 @@ pub async fn reconcile(
         queued,
     };
     if is_news(&before, &status) {
-        apply::cluster_status(ctx, &cluster, &status).await?;
+        apply::cluster_status(ctx, cluster, &status).await?;
     }
-    Ok(Requeue::requeue(match seen.status {
+    Ok(match seen.status {
         "True" if cluster.spec.is_remote() => LOOK_SOON,
         "True" => LOOK_AGAIN,
         _ => NOT_READY,
-    }))
+    })
 }
 
 /// Contact alone is worth a write once in a while.
@@ -146,12 +151,6 @@ async fn look(ctx: &Context, cluster: &RefreshCluster) -> Result<Seen, PassError
         version: Some(version),
         ..judged
     })
-}
-
-/// How long to wait after a look that failed.
-pub fn after_error(cluster: Arc<RefreshCluster>, error: &PassError, _: Arc<Context>) -> Requeue {
-    tracing::warn!(cluster = cluster.name_any(), %error, "a RefreshCluster could not be looked at");
-    Requeue::requeue(Duration::from_secs(10))
 }
 
 /// How many refreshes run through a cluster, and how many wait for it.

@@ -14,6 +14,7 @@ use kube::{Api, Client, ResourceExt};
 use super::admission::Pace;
 use super::metrics::ControllerMetrics;
 use super::places::Places;
+use super::refresh::LOOK_AGAIN;
 use super::targets::Targets;
 use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
@@ -63,8 +64,8 @@ pub struct Context {
     /// RefreshClusters as they were last asked for, by name, and when.
     asked: tokio::sync::Mutex<Option<Instant>>,
     found: Mutex<HashMap<String, Found>>,
-    /// The last resource that was written, and when, by UID, until the cache has it.
-    written: Mutex<HashMap<String, (Instant, Arc<MaterializedViewRefresh>)>>,
+    /// The last resource that was written, until the cache has it.
+    written: Mutex<Written>,
     /// How often in a row a refresh had to be put off, by UID.
     put_off: Mutex<HashMap<String, u32>>,
     /// When a refresh's progress was last looked at, by UID.
@@ -77,6 +78,28 @@ pub struct Context {
 struct Found {
     began: Instant,
     cluster: Option<Arc<RefreshCluster>>,
+}
+
+/// Resources that were written, and when, by UID.
+#[derive(Default)]
+struct Written {
+    by_uid: HashMap<String, (Instant, Arc<MaterializedViewRefresh>)>,
+    /// When those were last dropped that never come to the cache.
+    swept: Option<Instant>,
+}
+
+impl Written {
+    fn keep(&mut self, uid: String, resource: Arc<MaterializedViewRefresh>) {
+        let now = Instant::now();
+        let since = self.swept.get_or_insert(now);
+        if now.duration_since(*since) >= WATCH_DELAY {
+            *since = now;
+            // Ended ones, mostly.
+            self.by_uid
+                .retain(|_, (at, _)| now.duration_since(*at) < WATCH_DELAY);
+        }
+        self.by_uid.insert(uid, (now, resource));
+    }
 }
 
 /// What the watches showed.
@@ -141,10 +164,10 @@ impl Context {
         let Some(uid) = cached.uid() else {
             return cached;
         };
-        match written.get(&uid) {
+        match written.by_uid.get(&uid) {
             Some((_, ours)) if version(&**ours) > version(&*cached) => ours.clone(),
             Some(_) => {
-                written.remove(&uid);
+                written.by_uid.remove(&uid);
                 cached
             }
             None => cached,
@@ -155,9 +178,7 @@ impl Context {
     pub(super) fn wrote(&self, refresh: &MaterializedViewRefresh) {
         if let Some(uid) = refresh.uid() {
             let mut written = lock(&self.written);
-            // An ended one never comes to the cache.
-            written.retain(|_, (at, _)| at.elapsed() < WATCH_DELAY);
-            written.insert(uid, (Instant::now(), Arc::new(refresh.clone())));
+            written.keep(uid, Arc::new(refresh.clone()));
         }
     }
 
@@ -246,6 +267,12 @@ impl Context {
         }
     }
 
+    /// How long to wait between two looks at a running refresh: no look is to
+    /// come too early to be allowed to read anything.
+    pub(super) fn between_looks(&self) -> Duration {
+        pace(lock(&self.heard).len())
+    }
+
     /// Notes that a refresh's workers were heard of.
     pub(super) fn heard(&self, uid: &str) {
         lock(&self.heard).insert(uid.to_string(), Instant::now());
@@ -279,6 +306,13 @@ impl std::fmt::Debug for Context {
     }
 }
 
+/// The pause between looks where so many run: as long as it takes to read of
+/// each of them once, and no longer than silence may last.
+fn pace(running: usize) -> Duration {
+    let round = running as f64 / READS_A_SECOND;
+    Duration::from_secs_f64(round).clamp(LOOK_AGAIN, SILENCE)
+}
+
 /// A resource's version as a number, which the API server's are.
 fn version(resource: &impl ResourceExt) -> u64 {
     let version = resource.meta().resource_version.as_deref();
@@ -287,4 +321,17 @@ fn version(resource: &impl ResourceExt) -> u64 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_run_the_longer_is_waited_between_looks_at_each() {
+        assert_eq!(pace(0), LOOK_AGAIN);
+        assert_eq!(pace(20), LOOK_AGAIN);
+        assert_eq!(pace(50), Duration::from_secs(5));
+        assert_eq!(pace(1_000_000), SILENCE);
+    }
 }

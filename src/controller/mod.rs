@@ -56,6 +56,7 @@ mod places;
 pub mod queue;
 mod reconcile;
 pub mod refresh;
+mod runner;
 mod status;
 mod targets;
 
@@ -72,7 +73,6 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::runtime::controller::{Controller, Error as RuntimeError};
 use kube::runtime::events::Reporter;
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::watcher::{self, Event, watcher};
@@ -260,13 +260,12 @@ async fn run(
         })
     };
     let counted = count_again(refreshes.clone(), clusters.clone());
-    let unready = ends_unready(shutdown.clone(), refreshes.clone(), clusters.clone());
-    let refresh_controller = Controller::for_stream(refresh_events, refreshes)
-        .reconcile_on(touched)
-        .reconcile_on(woken)
-        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
-        .run(reconcile::reconcile, reconcile::after_error, ctx.clone())
-        .for_each(async |pass| told(pass));
+    let touched = stream::select(touched, woken);
+    let touched = stream::select(named(refresh_events), touched);
+    let refresh_passes = runner::run(touched, refreshes, shutdown.clone(), {
+        let ctx = ctx.clone();
+        move |refresh| reconcile::reconcile(refresh, ctx.clone())
+    });
     let waking = {
         let gates = clusters.clone();
         // Nobody listens any more if the controller has gone.
@@ -276,11 +275,11 @@ async fn run(
             places.wake(gates, tell).await;
         }
     };
-    let cluster_controller = Controller::for_stream(cluster_events, clusters)
-        .reconcile_on(counted)
-        .graceful_shutdown_on(shutdown.clone().cancelled_owned())
-        .run(cluster::reconcile, cluster::after_error, ctx.clone())
-        .for_each(async |pass| told(pass));
+    let touched = stream::select(named(cluster_events), counted);
+    let cluster_passes = runner::run(touched, clusters, shutdown.clone(), {
+        let ctx = ctx.clone();
+        move |cluster| cluster::pass(cluster, ctx.clone())
+    });
     tracing::info!(namespace, "the controller runs");
     let beside = async {
         tokio::select! {
@@ -290,30 +289,8 @@ async fn run(
             () = shutdown.cancelled() => {}
         }
     };
-    tokio::select! {
-        _ = futures::future::join3(refresh_controller, cluster_controller, beside) => {}
-        () = unready => {}
-    }
+    tokio::join!(refresh_passes, cluster_passes, beside);
     Ok(())
-}
-
-/// Ends with `shutdown` if that comes before both caches are filled. No pass is at
-/// work then, and controllers that are told to end wait for ever for what only the
-/// watches that they have ended could tell them.
-async fn ends_unready(
-    shutdown: CancellationToken,
-    refreshes: reflector::Store<MaterializedViewRefresh>,
-    clusters: reflector::Store<RefreshCluster>,
-) {
-    let ready = async {
-        // A writer that has gone fills no cache.
-        let _ = refreshes.wait_until_ready().await;
-        let _ = clusters.wait_until_ready().await;
-    };
-    tokio::select! {
-        () = ready => std::future::pending().await,
-        () = shutdown.cancelled() => {}
-    }
 }
 
 /// The id of the cluster that refreshes live in: their namespace's UID, which
@@ -397,12 +374,18 @@ fn count_again(
     .flatten()
 }
 
-fn told<T, E: std::error::Error, W: std::error::Error>(pass: Result<T, RuntimeError<E, W>>) {
-    match pass {
-        // Passes are told of where they happen.
-        Ok(_) | Err(RuntimeError::ReconcilerFailed(..) | RuntimeError::ObjectNotFound(_)) => {}
-        Err(error) => tracing::warn!(%error, "a watch broke off and begins again"),
-    }
+/// What a watch shows, by name.
+fn named<K>(shown: impl Stream<Item = watcher::Result<K>>) -> impl Stream<Item = ObjectRef<K>>
+where
+    K: Resource<DynamicType = ()>,
+{
+    shown.filter_map(async |shown| match shown {
+        Ok(object) => Some(ObjectRef::from_obj(&object)),
+        Err(error) => {
+            tracing::warn!(%error, "a watch broke off and begins again");
+            None
+        }
+    })
 }
 
 #[cfg(test)]

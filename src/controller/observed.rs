@@ -213,6 +213,9 @@ pub enum Pause {
     ForChange,
     /// Until something changes, and no longer than this.
     AtMost(Duration),
+    /// Until something changes, and no longer than until it is time to ask how
+    /// far its workers are.
+    ForProgress,
     /// A little longer each time.
     BackOff,
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
@@ -16,6 +16,8 @@ use crate::resources::MaterializedViewRefresh;
 /// What is waited after a change before the next are woken: others follow it,
 /// mostly.
 const SETTLE: Duration = Duration::from_millis(20);
+/// The pause after they were sought, as a multiple of the time that it took.
+const PAUSE: u32 = 19;
 
 /// See the module.
 #[derive(Default)]
@@ -114,7 +116,10 @@ impl Places {
         loop {
             self.changed.notified().await;
             tokio::time::sleep(SETTLE).await;
+            let began = Instant::now();
             self.next(&gates()).into_iter().for_each(&wake);
+            // With thousands it takes its time, and every change asks for it.
+            tokio::time::sleep(PAUSE * began.elapsed()).await;
         }
     }
 

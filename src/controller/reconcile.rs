@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams, Preconditions};
-use kube::runtime::controller::Action as Requeue;
 use thiserror::Error;
 use tracing::Instrument;
 
@@ -43,14 +42,15 @@ pub enum PassError {
     Restless(String),
 }
 
-/// Takes a refresh that has not ended as far as it goes now. Once it has, it
-/// is looked after elsewhere ([`super::ended`]).
+/// Takes a refresh that has not ended as far as it goes now; how long until
+/// the next pass, at most. Once it has ended, it is looked after elsewhere
+/// ([`super::ended`]).
 pub async fn reconcile(
     refresh: Arc<MaterializedViewRefresh>,
     ctx: Arc<Context>,
-) -> Result<Requeue, PassError> {
-    let pause = pass(refresh, &ctx).await?;
-    Ok(pause.map_or_else(Requeue::await_change, Requeue::requeue))
+) -> Option<Duration> {
+    let passed = pass(refresh.clone(), &ctx).await;
+    passed.unwrap_or_else(|error| Some(broke_off(&refresh, &error, &ctx)))
 }
 
 /// One pass over a refresh; how long until the next one, at most.
@@ -79,19 +79,11 @@ async fn passed(
         }
         End::Conflict => AFTER_CONFLICT,
         End::Wait(Pause::BackOff) => return Ok(Some(ctx.put_off(&uid))),
+        End::Wait(Pause::ForProgress) => ctx.between_looks(),
         End::Wait(Pause::AtMost(pause)) => pause,
     };
     ctx.went_on(&uid);
     Ok(Some(pause))
-}
-
-/// How long to wait after a pass that broke off.
-pub fn after_error(
-    refresh: Arc<MaterializedViewRefresh>,
-    error: &PassError,
-    ctx: Arc<Context>,
-) -> Requeue {
-    Requeue::requeue(broke_off(&refresh, error, &ctx))
 }
 
 /// Tells of a pass that broke off; how long to wait until the next.

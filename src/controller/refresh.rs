@@ -33,7 +33,8 @@ use crate::resources::{
 /// How long a Job may outlive its deadline before the controller stops it itself.
 const DEADLINE_MARGIN: SignedDuration = SignedDuration::from_secs(60);
 
-/// How often a running Job is looked at though nothing was heard of it.
+/// How often a running Job is looked at though nothing was heard of it, where
+/// not too many run.
 pub const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How often a cluster that is out of reach is tried again.
@@ -334,7 +335,7 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
                 }
                 let status = status::running(seen, job, progress);
                 if Some(&status) == seen.refresh.status.as_ref() {
-                    return Action::Wait(Pause::AtMost(LOOK_AGAIN));
+                    return Action::Wait(Pause::ForProgress);
                 }
                 update(status)
             }

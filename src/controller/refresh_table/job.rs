@@ -97,7 +97,7 @@ fn a_running_job_is_looked_at_and_its_progress_written() {
     assert_eq!(status.progress, Some(progress));
     assert_eq!(step, None);
     seen.refresh.status = Some(status);
-    assert_eq!(decide(&seen), Action::Wait(Pause::AtMost(LOOK_AGAIN)));
+    assert_eq!(decide(&seen), Action::Wait(Pause::ForProgress));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_job_of_whose_workers_nothing_is_heard_is_looked_for_in_the_history() {
         OutcomeSeen::Unavailable("away".into()),
     ] {
         seen.outcome = Some(nothing);
-        assert_eq!(decide(&seen), Action::Wait(Pause::AtMost(LOOK_AGAIN)));
+        assert_eq!(decide(&seen), Action::Wait(Pause::ForProgress));
     }
     seen.outcome = Some(OutcomeSeen::Found(outcome()));
     assert_eq!(ends(decide(&seen)).0, Phase::Succeeded);
