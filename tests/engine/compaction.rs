@@ -6,11 +6,11 @@ use arrow_array::{Int64Array, RecordBatch};
 use chrono::TimeDelta;
 use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
-use relance::engine::outcome::{Mode, Outcome};
+use relance::engine::outcome::Mode;
 use relance::engine::refresh::Request;
 use relance::engine::unit::TARGET_ROWS;
 
-use crate::support::{Db, Form, SHAPES, Shape, request, shape};
+use crate::support::{Db, Form, SHAPES, request, shape};
 
 async fn filled(stable: bool) -> Db {
     let mut db = Db::new(stable);
@@ -27,15 +27,6 @@ async fn compact(db: &Db, table: &str, target_rows: usize) {
     };
     let metrics = compact_files(&mut table, options, None).await.unwrap();
     assert!(metrics.fragments_removed > 1, "{metrics:?}");
-}
-
-async fn assert_right(db: &Db, shape: &Shape, form: Form, done: &Outcome) {
-    assert_eq!(
-        db.rows("v").await,
-        db.evaluated(shape, form, done.source_version).await,
-        "{} {form:?}",
-        shape.name
-    );
 }
 
 #[tokio::test]
@@ -55,7 +46,7 @@ async fn a_refresh_after_a_pure_compaction_of_the_source_writes_nothing() {
             assert_eq!(then.mode, Mode::NoOp, "{} {form:?} {stable}", shape.name);
             assert_eq!(then.bytes_written, 0);
             assert!(then.source_version > first.source_version);
-            assert_right(&db, shape, form, &then).await;
+            db.assert_right(shape, form, &then).await;
         }
     }
 }
@@ -69,7 +60,7 @@ async fn row_ids_that_are_addresses_move_with_a_compaction() {
     compact(&db, "src", 1000).await;
     let then = db.refresh("v").await.unwrap();
     assert_eq!(then.mode, Mode::Rebuild);
-    assert_right(&db, shape, Form::Provenance, &then).await;
+    db.assert_right(shape, Form::Provenance, &then).await;
 }
 
 #[tokio::test]
@@ -90,7 +81,7 @@ async fn a_carried_claim_outlives_the_transactions_that_carried_it() {
     let then = db.refresh("v").await.unwrap();
     assert_eq!(then.mode, Mode::Incremental);
     assert!(then.rows_written <= 30, "{then:?}");
-    assert_right(&db, shape, Form::Plain, &then).await;
+    db.assert_right(shape, Form::Plain, &then).await;
 }
 
 #[tokio::test]
@@ -108,7 +99,7 @@ async fn a_compaction_that_was_cleaned_up_is_computed_again_and_once() {
         .unwrap();
     let then = db.refresh("v").await.unwrap();
     assert_eq!(then.mode, Mode::Rebuild);
-    assert_right(&db, shape, Form::Plain, &then).await;
+    db.assert_right(shape, Form::Plain, &then).await;
     // The rebuild leaves a state that later refreshes go on from.
     assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
     let more = db.batch(20);
@@ -116,7 +107,7 @@ async fn a_compaction_that_was_cleaned_up_is_computed_again_and_once() {
     let later = db.refresh("v").await.unwrap();
     assert_eq!(later.mode, Mode::Incremental);
     assert!(later.rows_written <= 20, "{later:?}");
-    assert_right(&db, shape, Form::Plain, &later).await;
+    db.assert_right(shape, Form::Plain, &later).await;
 }
 
 #[tokio::test]
@@ -139,7 +130,7 @@ async fn changes_around_a_compaction_cost_only_what_they_touched() {
     assert_eq!(then.mode, Mode::Incremental, "{then:?}");
     // Compaction took the deleted row's fragment and its five neighbours.
     assert!(then.rows_written <= 247, "{then:?}");
-    assert_right(&db, shape, Form::Plain, &then).await;
+    db.assert_right(shape, Form::Plain, &then).await;
 }
 
 #[tokio::test]
@@ -191,7 +182,7 @@ async fn tidying_a_view_costs_no_rebuild() {
         let then = db.refresh("v").await.unwrap();
         assert_eq!(then.mode, Mode::Incremental, "{form:?}");
         assert!(then.rows_written <= 40);
-        assert_right(&db, shape, form, &then).await;
+        db.assert_right(shape, form, &then).await;
     }
 }
 
@@ -212,7 +203,7 @@ async fn a_view_that_was_tidied_with_foreign_rows_in_it_is_put_right() {
     .unwrap();
     compact(&db, "v", 1000).await;
     let then = db.refresh("v").await.unwrap();
-    assert_right(&db, shape, Form::Plain, &then).await;
+    db.assert_right(shape, Form::Plain, &then).await;
 }
 
 #[tokio::test]
@@ -230,7 +221,7 @@ async fn many_small_appends_leave_few_fragments() {
             assert_eq!(done.mode, Mode::Incremental);
             assert!(done.rows_written <= 10, "{done:?}");
             if n % 8 == 7 {
-                assert_right(&db, shape, form, &done).await;
+                db.assert_right(shape, form, &done).await;
             }
             most = most.max(db.open("v").await.fragments().len());
         }
@@ -250,7 +241,7 @@ async fn a_sole_survivor_of_three_workers_does_the_work_of_all() {
         ..request("v")
     };
     let done = db.refresh_as(asked).await.unwrap();
-    assert_right(&db, shape, Form::Plain, &done).await;
+    db.assert_right(shape, Form::Plain, &done).await;
 }
 
 fn plain(ids: std::ops::Range<i64>) -> RecordBatch {

@@ -8,7 +8,7 @@ use arrow_array::{Int64Array, RecordBatch};
 use chrono::TimeDelta;
 use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
-use relance::engine::outcome::{Mode, Outcome};
+use relance::engine::outcome::Mode;
 use relance::engine::refresh::Request;
 use relance::engine::unit::TARGET_ROWS;
 
@@ -23,15 +23,6 @@ async fn filled(stable: bool) -> Db {
 
 async fn delete(db: &Db, which: &str) {
     db.open("src").await.delete(which).await.unwrap();
-}
-
-async fn assert_right(db: &Db, shape: &Shape, form: Form, done: &Outcome) {
-    assert_eq!(
-        db.rows("v").await,
-        db.evaluated(shape, form, done.source_version).await,
-        "{} {form:?}",
-        shape.name
-    );
 }
 
 /// The view's data files, and how many rows are taken out of them.
@@ -69,7 +60,7 @@ async fn a_deleted_row_is_taken_out_and_no_other_is_written() {
                     let done = db.refresh("v").await.unwrap();
                     let place = format!("{} {form:?} {stable} {which}: {done:?}", shape.name);
                     assert_eq!((done.rows_written, done.bytes_written), (0, 0), "{place}");
-                    assert_right(&db, shape, form, &done).await;
+                    db.assert_right(shape, form, &done).await;
                     let (after, taken) = files(&db).await;
                     assert_eq!(after, before, "{place}");
                     assert!(taken >= gone, "{place}");
@@ -93,7 +84,7 @@ async fn an_updated_row_is_taken_out_and_written_once() {
             update(source, "id = 42", "name", "'other'").await.unwrap();
             let done = db.refresh("v").await.unwrap();
             assert_eq!(done.rows_written, 1, "{form:?} {stable}: {done:?}");
-            assert_right(&db, shape, form, &done).await;
+            db.assert_right(shape, form, &done).await;
             let (after, taken) = files(&db).await;
             assert!(before.is_subset(&after));
             assert_eq!((after.len(), taken), (before.len() + 1, 1));
@@ -112,7 +103,7 @@ async fn a_unit_that_has_lost_many_rows_is_computed_again() {
     for from in (0..400).step_by(20) {
         delete(&db, &format!("id >= {from} AND id < {}", from + 10)).await;
         let done = db.refresh("v").await.unwrap();
-        assert_right(&db, shape, Form::Plain, &done).await;
+        db.assert_right(shape, Form::Plain, &done).await;
         let (_, taken) = files(&db).await;
         most = most.max(taken);
         let rows = db.rows("v").await.len();
@@ -172,21 +163,21 @@ async fn what_rows_were_taken_out_of_follows_compactions_and_restores() {
         assert_eq!(files(&db).await.1, 0);
         let done = db.refresh("v").await.unwrap();
         assert_eq!(done.mode, Mode::NoOp, "{form:?}");
-        assert_right(&db, shape, form, &done).await;
+        db.assert_right(shape, form, &done).await;
         // What was merged by a compaction can lose rows too.
         delete(&db, "id IN (50, 450)").await;
         let done = db.refresh("v").await.unwrap();
         assert_eq!(done.rows_written, 0, "{form:?} {done:?}");
-        assert_right(&db, shape, form, &done).await;
+        db.assert_right(shape, form, &done).await;
         // The rows are there again that had been taken out.
         let mut view = db.open("v").await.checkout_version(version).await.unwrap();
         view.restore().await.unwrap();
         let done = db.refresh("v").await.unwrap();
-        assert_right(&db, shape, form, &done).await;
+        db.assert_right(shape, form, &done).await;
         let mut source = db.open("src").await.checkout_version(1).await.unwrap();
         source.restore().await.unwrap();
         let done = db.refresh("v").await.unwrap();
-        assert_right(&db, shape, form, &done).await;
+        db.assert_right(shape, form, &done).await;
     }
 }
 
@@ -204,7 +195,7 @@ async fn where_the_old_version_of_the_source_was_cleaned_up_the_unit_is_computed
         .unwrap();
     let done = db.refresh("v").await.unwrap();
     assert!(done.rows_written > 100, "{done:?}");
-    assert_right(&db, shape, Form::Plain, &done).await;
+    db.assert_right(shape, Form::Plain, &done).await;
     assert_eq!(files(&db).await.1, 0);
 }
 
@@ -220,14 +211,14 @@ async fn rows_that_others_take_out_or_put_back_are_found() {
     let mut view = db.open("v").await;
     view.delete("id = 50").await.unwrap();
     let done = db.refresh("v").await.unwrap();
-    assert_right(&db, shape, Form::Plain, &done).await;
+    db.assert_right(shape, Form::Plain, &done).await;
     assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
     // The version with the row taken out is right as it is, and its claim revives.
     let mut view = db.open("v").await.checkout_version(trimmed).await.unwrap();
     view.restore().await.unwrap();
     let done = db.refresh("v").await.unwrap();
     assert_eq!(done.rows_written, 0);
-    assert_right(&db, shape, Form::Plain, &done).await;
+    db.assert_right(shape, Form::Plain, &done).await;
 }
 
 #[tokio::test]
@@ -244,7 +235,7 @@ async fn a_fragment_whose_rows_are_all_deleted_is_taken_out_of_its_unit() {
     assert_eq!(db.open("src").await.fragments().len(), 4);
     let done = db.refresh("v").await.unwrap();
     assert_eq!(done.rows_written, 0, "{done:?}");
-    assert_right(&db, shape, Form::Plain, &done).await;
+    db.assert_right(shape, Form::Plain, &done).await;
     assert_eq!(files(&db).await.0, before);
 }
 
@@ -261,6 +252,6 @@ async fn a_full_refresh_takes_nothing_out() {
     };
     let done = db.refresh_as(full).await.unwrap();
     assert_eq!(done.mode, Mode::Rebuild);
-    assert_right(&db, shape, Form::Plain, &done).await;
+    db.assert_right(shape, Form::Plain, &done).await;
     assert_eq!(files(&db).await.1, 0);
 }

@@ -208,6 +208,17 @@ impl Db {
             .1
     }
 
+    /// Asserts that the view `v` has just the rows of `shape` over the source
+    /// version that a refresh says it left it at.
+    pub async fn assert_right(&self, shape: &Shape, form: Form, done: &Outcome) {
+        assert_eq!(
+            self.rows("v").await,
+            self.evaluated(shape, form, done.source_version).await,
+            "{} {form:?}",
+            shape.name
+        );
+    }
+
     /// What `sql` gives over `src` at `version`, evaluated from scratch by
     /// DataFusion over all rows in memory, in their order; the first `limit`
     /// rows of it. The types, and each row as text, sorted.
