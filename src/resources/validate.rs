@@ -100,6 +100,19 @@ pub fn refresh(object: &Value) -> Vec<Violation> {
     RULES.check(object)
 }
 
+/// The rules that `spec.view` of a refresh, as JSON, breaks by itself.
+pub fn view(view: &Value) -> Vec<Violation> {
+    static RULES: LazyLock<Rules> = LazyLock::new(|| {
+        let schema = schema::of::<MaterializedViewRefresh>();
+        Rules::new(schema["properties"]["spec"]["properties"]["view"].clone())
+    });
+    let within = |wrong: Violation| Violation {
+        path: format!("spec.view{}", wrong.path),
+        ..wrong
+    };
+    RULES.check(view).into_iter().map(within).collect()
+}
+
 /// The rules that a new RefreshCluster, as JSON, breaks.
 pub fn cluster(object: &Value) -> Vec<Violation> {
     static RULES: LazyLock<Rules> =
@@ -275,6 +288,23 @@ mod tests {
     #[test]
     fn a_refresh_that_names_a_view_alone_breaks_no_rule() {
         assert_eq!(sentences(json!({"view": ["v"]})), [""; 0]);
+    }
+
+    #[test]
+    fn a_view_breaks_by_itself_what_it_breaks_within_a_refresh() {
+        for (path, holds) in [
+            (json!(["v"]), true),
+            (json!(["a", "b c"]), true),
+            (json!([]), false),
+            (json!(["v", ""]), false),
+            (json!(["a/b"]), false),
+            (json!(["a", "\u{7}"]), false),
+            (json!(["v".repeat(5_000)]), false),
+        ] {
+            let within = json!({"metadata": {"name": "r"}, "spec": {"view": path}});
+            assert_eq!(view(&path), refresh(&within), "{path}");
+            assert_eq!(view(&path).is_empty(), holds, "{path}");
+        }
     }
 
     #[test]
