@@ -220,8 +220,8 @@ async fn run(
             move |event| match event {
                 Event::Apply(refresh) | Event::InitApply(refresh) => places.note(refresh, false),
                 Event::Delete(refresh) => places.note(refresh, true),
-                Event::Init => {}
-                Event::InitDone => places.changed(),
+                Event::Init => places.list_begins(),
+                Event::InitDone => places.list_ends(),
             }
         })
         .applied_objects();

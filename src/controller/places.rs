@@ -30,6 +30,8 @@ pub struct Places {
 struct State {
     /// What the watch showed, by UID.
     noted: HashMap<String, Noted>,
+    /// The UIDs that a list has shown which the watch has begun again with.
+    listed: Option<HashSet<String>>,
     /// Those that ask now, by UID.
     asking: HashMap<String, Asking>,
     /// Turns that were given and are not yet in a status, by UID.
@@ -80,6 +82,9 @@ impl Places {
         let uid = refresh.uid().unwrap_or_default();
         let place = Place::noted(refresh).filter(|_| !gone);
         let mut state = self.state();
+        if let Some(listed) = &mut state.listed {
+            listed.insert(uid.clone());
+        }
         let before = match place.clone() {
             Some(place) => {
                 let noted = Noted {
@@ -99,6 +104,23 @@ impl Places {
         if before.is_some_and(|before| Some(before.place) != place) {
             self.changed.notify_one();
         }
+    }
+
+    /// The watch begins again, with a list.
+    pub fn list_begins(&self) {
+        self.state().listed = Some(HashSet::new());
+    }
+
+    /// The list is over: what it has not shown ended or went while nobody
+    /// watched.
+    pub fn list_ends(&self) {
+        let mut state = self.state();
+        if let Some(listed) = state.listed.take() {
+            state.noted.retain(|uid, _| listed.contains(uid));
+            state.asleep.retain(|uid| listed.contains(uid));
+        }
+        drop(state);
+        self.changed();
     }
 
     /// Somebody's turn may have come.
@@ -166,6 +188,7 @@ impl Places {
             asking,
             reserved,
             asleep,
+            ..
         } = &mut *state;
         let asks = |place: &Place| asking.contains_key(&place.uid);
         let waiting = waiting(noted, asking);
@@ -354,6 +377,24 @@ mod tests {
         let woken = places.next(&limit(9));
         assert_eq!(woken, [ObjectRef::from_obj(&second)]);
         assert!(places.next(&limit(9)).is_empty(), "once is enough");
+    }
+
+    #[test]
+    fn what_ended_while_nobody_watched_holds_up_nobody() {
+        let places = Places::default();
+        let (first, second) = (running("a", "v"), queued("b", "v"));
+        places.note(&first, false);
+        places.note(&second, false);
+        let asked = ask(&places, &second);
+        places.deal(&[Place::of(&first).unwrap()], &limit(9));
+        behind(&asked);
+        drop(asked);
+        places.list_begins();
+        places.note(&second, false);
+        assert!(places.next(&limit(9)).is_empty(), "the list is not over");
+        places.list_ends();
+        let woken = places.next(&limit(9));
+        assert_eq!(woken, [ObjectRef::from_obj(&second)]);
     }
 
     #[tokio::test]
