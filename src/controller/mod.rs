@@ -17,8 +17,8 @@
 //!
 //! # The protocol
 //!
-//! One pass over a refresh (`reconcile`) asks the pure [`refresh::decide`]
-//! what to do, does it, and asks again. Every status write is whole, by
+//! One pass over a refresh (`reconcile`, at a time that [`runner`] chooses)
+//! asks the pure [`refresh::decide`] what to do, does it, and asks again. Every status write is whole, by
 //! server-side apply of one field manager, and carries the resourceVersion
 //! that it was decided on: whoever decided on an older state is refused.
 //!
