@@ -18,9 +18,10 @@
 //! # The protocol
 //!
 //! One pass over a refresh (`reconcile`, at a time that [`runner`] chooses)
-//! asks the pure [`refresh::decide`] what to do, does it, and asks again. Every status write is whole, by
-//! server-side apply of one field manager, and carries the resourceVersion
-//! that it was decided on: whoever decided on an older state is refused.
+//! asks the pure [`refresh::decide`] what to do, does it, and asks again. Every
+//! status write is whole, by server-side apply of one field manager, and
+//! carries the resourceVersion that it was decided on: whoever decided on an
+//! older state is refused.
 //!
 //! A launch is three writes: the intent to the status, the Job (whose name the
 //! refresh's UID fixes, so that a second create meets the first), the Job's
