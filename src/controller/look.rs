@@ -226,7 +226,16 @@ pub async fn job(
         Some(known) => known,
         None => match target.ask(target.jobs.get_opt(name)).await? {
             Some(Lean(found)) => Arc::new(found),
-            None => return Ok(JobSeen::Absent),
+            None => {
+                // Another one may be launched beside them: their claims are the
+                // same. That it was stopped is said only once it was.
+                let stopped = refresh.spec.cancel || refresh.spec.suspend;
+                let survivors = made.filter(|_| stopped).and_then(|uid| {
+                    let pods = target.pods_of(&uid);
+                    state::of_survivors(&uid, pods.iter().map(AsRef::as_ref))
+                });
+                return Ok(survivors.map_or(JobSeen::Absent, JobSeen::Ours));
+            }
         },
     };
     if !job::is_of(&found, refresh) {
@@ -291,8 +300,9 @@ pub async fn outcome(ctx: &Context, refresh: &MaterializedViewRefresh) -> Outcom
         };
         match ctx.catalog.look(catalog.clone(), recorded).await?? {
             Known::Outcome(found) => Ok(found),
-            Known::Planned => {
-                let found = async move { outcome::find(&catalog, &view, &uid).await };
+            Known::Planned(uri) => {
+                let found =
+                    async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
                 ctx.catalog.look_long(found).await?
             }
         }

@@ -94,8 +94,9 @@ pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Opt
 pub enum Known {
     /// What it did, as it has recorded it. None: it has committed nothing.
     Outcome(Option<Outcome>),
-    /// It has planned: its commit may be in the history, which [`find`] reads.
-    Planned,
+    /// It has planned, and the view is here: its commit may be in the history,
+    /// which [`find_at`] reads.
+    Planned(String),
 }
 
 /// The quick part of [`find`]. Errors: `ViewNotFound`, `Unavailable`.
@@ -103,7 +104,7 @@ pub async fn known(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Kn
     let uri = catalog.locate(id).await?;
     let objects = catalog.store().objects(&uri).await?;
     Ok(match traces(&objects, refresh).await? {
-        (None, Some(_)) => Known::Planned,
+        (None, Some(_)) => Known::Planned(uri),
         (outcome, _) => Known::Outcome(outcome),
     })
 }

@@ -51,6 +51,26 @@ pub fn of<'a>(job: &Job, pods: impl IntoIterator<Item = &'a Pod>) -> JobState {
     }
 }
 
+/// The state of the Job with this UID, which is gone, while a worker of it may
+/// still run among `pods`. A Job that is deleted in the foreground outlives its
+/// pods, but for a garbage collector that has yet to learn of them; one that
+/// others deleted may go first.
+pub fn of_survivors<'a>(uid: &str, pods: impl IntoIterator<Item = &'a Pod>) -> Option<JobState> {
+    let mut pods = pods.into_iter();
+    let survive = pods.any(|pod| is_pod_of(pod, uid) && !is_over(pod));
+    survive.then(|| JobState {
+        uid: uid.to_string(),
+        deleting: true,
+        ..JobState::default()
+    })
+}
+
+/// Whether no container of a pod runs any more, nor will.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// Whether a pod belongs to the Job with this UID.
 pub fn is_pod_of(pod: &Pod, job_uid: &str) -> bool {
     let owners = pod.metadata.owner_references.iter().flatten();
@@ -139,10 +159,10 @@ fn deaths(pods: &[&Pod]) -> String {
 
 /// Why a pod does not start.
 fn why_stuck(pod: &Pod) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+    if is_over(pod) {
         return None;
     }
+    let status = pod.status.as_ref()?;
     let conditions = status.conditions.iter().flatten();
     let unscheduled = conditions
         .filter(|c| c.type_ == "PodScheduled" && c.status == "False")
@@ -342,6 +362,15 @@ mod tests {
         let mut stranger = ended(0, None, 1);
         stranger.metadata.owner_references.as_mut().unwrap()[0].uid = "other".into();
         assert_eq!(of(&job(json!([])), [&stranger]).end, None);
+    }
+
+    #[test]
+    fn a_job_that_is_gone_is_still_being_deleted_while_a_worker_of_it_may_run() {
+        let running = pod(json!({"phase": "Running"}));
+        let state = of_survivors("job-uid", [&ended(0, None, 1), &running]).unwrap();
+        assert!(state.deleting && state.end.is_none(), "{state:?}");
+        assert_eq!(of_survivors("job-uid", [&ended(70, None, 1)]), None);
+        assert_eq!(of_survivors("another", [&running]), None);
     }
 
     #[test]

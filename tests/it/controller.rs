@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::api::core::v1::{Pod, ResourceQuota};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams};
 use relance::resources::reasons::{self, condition};
@@ -282,6 +282,56 @@ async fn a_refresh_whose_image_is_not_there_says_so_and_can_be_held_mended_and_c
     operator.patch("held", json!({"suspend": false})).await;
     operator.succeeded("held").await;
     assert_eq!(operator.ids("v").await.len(), 8);
+}
+
+#[tokio::test]
+async fn a_refresh_whose_job_went_before_its_pods_is_cancelled_once_they_are_gone() {
+    let operator = Operator::running().await;
+    let lasting = "trap 'sleep 5; exit 143' TERM; sleep 600 & wait; sleep 5";
+    let mut template = crate::far::slow_template(&operator, 600);
+    template["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", lasting]);
+    template["spec"]["terminationGracePeriodSeconds"] = json!(20);
+    operator
+        .cluster("default", json!({"template": template}))
+        .await;
+    operator.apply("r", json!({"view": ["v"]})).await;
+    let pods: Api<Pod> = Api::namespaced(operator.space.client.clone(), &operator.space.namespace);
+    let running = async || {
+        let all = pods.list(&Default::default()).await.unwrap();
+        let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone());
+        all.iter()
+            .any(|pod| phase(pod).as_deref() == Some("Running"))
+    };
+    let start = Instant::now();
+    while !running().await {
+        assert!(start.elapsed() < PATIENCE, "no worker runs");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let job = operator.status("r").await.job.expect("a Job").name;
+    operator.patch("r", json!({"cancel": true})).await;
+    operator
+        .jobs
+        .delete(&job, &DeleteParams::background())
+        .await
+        .unwrap();
+
+    let start = Instant::now();
+    let mut outlived = false;
+    loop {
+        // In this order: what runs after the phase was said ran when it was.
+        let phase = operator.status("r").await.phase;
+        let runs = running().await;
+        if phase.is_terminal() {
+            assert_eq!(phase, Phase::Cancelled);
+            assert!(!runs, "cancelled while a worker of it runs");
+            break;
+        }
+        outlived |= runs && operator.jobs.get_opt(&job).await.unwrap().is_none();
+        assert!(start.elapsed() < PATIENCE, "never cancelled");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(outlived, "the worker did not outlive its Job");
+    assert_eq!(operator.job_count().await, 0);
 }
 
 #[tokio::test]
