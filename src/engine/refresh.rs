@@ -68,6 +68,7 @@ async fn run(
         uri,
         objects,
         staged: HashMap::new(),
+        void: HashSet::new(),
         since: None,
         landed: false,
         rubbish: None,
@@ -165,6 +166,8 @@ struct Run<'a> {
     objects: Objects,
     /// Staged claims that may be used, by what identifies them.
     staged: HashMap<Fingerprint, Claim>,
+    /// What identifies those of other refreshes that turned out to be of no use.
+    void: HashSet<Fingerprint>,
     /// The view's version at the first plan: nothing of this refresh is older.
     since: Option<u64>,
     /// Whether this worker's commit is the one that landed.
@@ -210,8 +213,12 @@ impl Run<'_> {
         let Some(mut work) = work? else {
             return Ok(Planned::Outdated);
         };
+        // Its own first, and what is here already before all.
         for claim in usable? {
-            self.staged.insert(claim.id(), claim);
+            let id = claim.id();
+            if claim.refresh == *refresh || !self.void.contains(&id) {
+                self.staged.entry(id).or_insert(claim);
+            }
         }
         if work.is_limited() {
             let standing = work.standing(&work.bench.table);
@@ -401,6 +408,7 @@ impl Run<'_> {
                     missing = judgement.missing.len(),
                     "the view changed meanwhile; planning anew"
                 );
+                self.avoid(work, &judgement.missing).await?;
                 return Ok(None);
             }
             let outcome = work.outcome(&judgement, &table, request.full);
@@ -466,6 +474,24 @@ impl Run<'_> {
             view: work.view.name(),
             attempts: MAX_COMMITS,
         })
+    }
+
+    /// Forgets the claims of those units of the plan that are `missing` for all
+    /// that they are staged: rows taken out of a fragment, say, that the view has
+    /// no longer. Who kept them would find them done in each plan to come.
+    async fn avoid(&mut self, work: &Work, missing: &[usize]) -> Result<()> {
+        let missing: HashSet<usize> = missing.iter().copied().collect();
+        let units = work.plan.units.iter().zip(task_ids(work));
+        let void: Vec<Fingerprint> = units
+            .filter(|(unit, _)| unit.iter().all(|at| missing.contains(at)))
+            .map(|(_, id)| id)
+            .collect();
+        let refresh = &self.request.refresh;
+        let own = |id| paths::claim(self.objects.root(), refresh, id);
+        self.objects.delete(void.iter().map(own).collect()).await?;
+        self.staged.retain(|id, _| !void.contains(id));
+        self.void.extend(void);
+        Ok(())
     }
 
     /// Writes what the view consists of once `judgement` is true of `table`.

@@ -303,6 +303,40 @@ async fn point(
     }
 }
 
+/// Rows that were taken out, and not committed, of a fragment that the view has
+/// no longer when the next refresh comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_staged_of_fragments_that_are_gone_holds_nobody_up() {
+    let mut template = Db::new(true);
+    let batch = template.batch(400);
+    template.write(batch, WriteMode::Create, 100).await;
+    let shape = shape("filtered");
+    template.create_view("v", shape.sql, Form::Plain).await;
+    template.refresh("v").await.unwrap();
+    let mut source = template.open("src").await;
+    source.delete("id = 42").await.unwrap();
+    let mut staged = 0;
+    for k in (0..).step_by(3) {
+        let db = template.copied();
+        let asked = request("v");
+        if run(&db, &asked, Faults::new(k, false)).await.is_ok() {
+            break;
+        }
+        let committed = commits_of(&db, "v", &asked.refresh).await;
+        staged += usize::from(durable(&db, &asked.refresh) > 0 && committed == 0);
+        db.open("v").await.delete("true").await.unwrap();
+        // The same again, or another one.
+        let next = if k % 2 == 1 { request("v") } else { asked };
+        let done = db.refresh_as(next).await;
+        let place = format!("k={k}: {done:?}");
+        let done = done.expect(&place);
+        if committed == 0 {
+            db.assert_right(shape, Form::Plain, &done).await;
+        }
+    }
+    assert!(staged > 1, "{staged} claims were left");
+}
+
 macro_rules! sweeps {
     ($($name:ident: $case:expr;)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
