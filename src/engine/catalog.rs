@@ -3,6 +3,8 @@
 //! says where tables are, and may vend what it takes to reach them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -27,6 +29,9 @@ const LONGEST_NAME: usize = 255;
 
 /// What the directory namespace adds to a table's name.
 const FOLDER_SUFFIX: &str = ".lance";
+
+/// What it puts into the folder of a table that is no longer one of its own.
+const DEREGISTERED: &str = ".lance-deregistered";
 
 /// Whose catalog it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +164,13 @@ impl Catalog {
         {
             return Err(missing());
         }
+        if let ([name], true) = (id, self.store.is_inline()) {
+            match self.look_for(name) {
+                Some(true) => return Ok(self.uri_of(name)),
+                Some(false) => return Err(missing()),
+                None => {}
+            }
+        }
         let request = DescribeTableRequest {
             id: Some(id.to_vec()),
             vend_credentials: Some(self.access != Access::Directory),
@@ -209,6 +221,29 @@ impl Catalog {
             self.store.vend(&uri, Arc::new(accessor));
         }
         Ok(uri)
+    }
+
+    /// Where the directory namespace has table `name` of its root (Lance
+    /// directory namespace, V1).
+    fn uri_of(&self, name: &str) -> String {
+        format!("{}/{name}{FOLDER_SUFFIX}", self.root.trim_end_matches('/'))
+    }
+
+    /// Whether a local directory has the folder of table `name`, told by two
+    /// calls where the namespace lists the folder. None: for the namespace to say.
+    fn look_for(&self, name: &str) -> Option<bool> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        if !self.is_local() || !name.chars().all(is_plain) {
+            return None;
+        }
+        let uri = self.uri_of(name);
+        let folder = Path::new(uri.strip_prefix("file://").unwrap_or(&uri));
+        let there = |path: &Path| match path.metadata() {
+            Ok(_) => Some(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Some(false),
+            Err(_) => None,
+        };
+        Some(there(folder)? && !there(&folder.join(DEREGISTERED))?)
     }
 
     /// What an answer of the catalog about `table` means that is none.

@@ -119,6 +119,11 @@ impl Store {
         self
     }
 
+    /// Whether it is for use in a thread that is none of tokio's.
+    pub(super) fn is_inline(&self) -> bool {
+        self.inline.is_some()
+    }
+
     /// The same store, with every operation passing through `wrapper`.
     pub fn wrapped(mut self, wrapper: Arc<dyn WrappingObjectStore>) -> Self {
         self.wrapper = Some(wrapper);

@@ -36,8 +36,9 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .chain([SOURCE_VERSION])
 }
 
-/// The spec of refresh `name` that a request asks for, with `manifest` being
-/// the checksum of an inline Geneva manifest.
+/// The spec of refresh `name`, which relance has made, that a request asks for:
+/// of a view that breaks no rule ([`check_view`]), with `manifest` being the
+/// checksum of an inline Geneva manifest.
 pub fn spec(
     name: &str,
     view: &[String],
@@ -46,10 +47,7 @@ pub fn spec(
 ) -> Result<MaterializedViewRefreshSpec, ApiError> {
     check_id(view, body)?;
     check_context(body)?;
-    let mut spec = Map::from_iter([
-        ("view".to_string(), json!(view)),
-        ("ttlSecondsAfterFinished".to_string(), json!(KEPT_SECONDS)),
-    ]);
+    let mut spec = Map::from_iter([("ttlSecondsAfterFinished".to_string(), json!(KEPT_SECONDS))]);
     for (theirs, ours) in FIELDS {
         if let Some(value) = body.get(theirs) {
             spec.insert(ours.to_string(), value.clone());
@@ -71,11 +69,11 @@ pub fn spec(
         );
         spec.insert("manifestChecksum".to_string(), json!(checksum));
     }
-    let object = json!({"metadata": {"name": name}, "spec": spec});
-    if let Some(violation) = validate::refresh(&object).first() {
+    if let Some(violation) = validate::beside_view(&spec).first() {
         let field = request_name(&violation.path, src_version.is_none());
         return Err(ApiError::InvalidInput(violation.sentence(&field)));
     }
+    spec.insert("view".to_string(), json!(view));
     serde_json::from_value(Value::Object(spec))
         .map_err(|error| ApiError::InvalidInput(format!("the request's body is wrong: {error}")))
 }

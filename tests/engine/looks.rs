@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use lance::dataset::WriteMode;
+use arrow_array::RecordBatchIterator;
+use lance::Dataset;
+use lance::dataset::{WriteMode, WriteParams};
 use relance::catalog::{SharedCatalog, Source};
 use relance::engine::catalog::Catalog;
 use relance::engine::freshness::{self, Freshness};
@@ -63,5 +65,67 @@ async fn a_look_in_a_thread_for_looks_sees_what_any_other_does() {
         assert_eq!(found, usual, "{id}");
         assert!(matches!(found.0, Freshness::Current(_)), "{id}");
         assert!(thread.is_some_and(|name| name.starts_with("look-")), "{id}");
+    }
+}
+
+/// What finds a table there and then finds what the namespace finds, and where
+/// it finds it: a view is the same as another if it is in the same place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_in_a_thread_for_looks_finds_the_tables_that_the_namespace_has() {
+    let db = Db::new(true);
+    for name in ["src", "gone-2"] {
+        let params = WriteParams::default();
+        let batch = rows_of((0..5).collect());
+        let schema = batch.schema();
+        let rows = RecordBatchIterator::new([Ok(batch)], schema);
+        Dataset::write(rows, &db.path(name), Some(params))
+            .await
+            .unwrap();
+    }
+    std::fs::write(format!("{}/.lance-deregistered", db.path("gone-2")), "").unwrap();
+    std::fs::create_dir(db.path("empty")).unwrap();
+    std::fs::create_dir(format!("{}/other.lance", db.path("src"))).unwrap();
+    let folder = db.folder.path().display();
+    for root in [
+        format!("dir://{folder}"),
+        format!("dir://{folder}/"),
+        format!("file://{folder}"),
+    ] {
+        let source = Source {
+            uri: root.clone(),
+            ..Default::default()
+        };
+        let shared = SharedCatalog::new(source, &Metrics::default());
+        let mut found = 0;
+        for id in [
+            "src",
+            "gone-2",
+            "empty",
+            "none",
+            "src.lance/other",
+            "..",
+            "SRC",
+        ] {
+            let catalog = shared.get().await.unwrap();
+            let seen = |catalog: Catalog| {
+                let id = [id.to_string()];
+                async move {
+                    let located = catalog.locate(&id).await.ok();
+                    let opened = catalog.open(&id, None).await;
+                    (
+                        located,
+                        opened.ok().flatten().map(|table| table.uri().to_string()),
+                    )
+                }
+            };
+            let usual = seen(catalog.clone()).await;
+            let inline = shared.look(catalog, seen).await.unwrap();
+            assert_eq!(inline.1.is_some(), usual.1.is_some(), "{root} {id}");
+            if usual.0.is_some() {
+                assert_eq!(inline.0, usual.0, "{root} {id}");
+                found += 1;
+            }
+        }
+        assert_eq!(found, 1, "{root}");
     }
 }
