@@ -53,9 +53,11 @@ async fn open(
     id: &[String],
     version: Option<u64>,
 ) -> Result<Option<Arc<Dataset>>> {
-    let Some(source) = catalog.open(id, version).await? else {
-        return Ok(None);
-    };
-    let logged = staged::has_wal(&source, "a source table").await?;
-    Ok((!logged).then(|| Arc::new(source)))
+    let uri = catalog.locate(id).await?;
+    let objects = catalog.store().objects(&uri).await?;
+    let (source, logged) = futures::try_join!(
+        catalog.store().open(&uri, version),
+        staged::has_wal(&objects)
+    )?;
+    Ok(source.filter(|_| !logged).map(Arc::new))
 }

@@ -281,10 +281,20 @@ impl Run<'_> {
     /// The view as it is now, for plan `n`.
     async fn open(&self, n: u32) -> Result<(ViewInfo, Dataset)> {
         let (catalog, id) = (self.catalog, &self.request.view);
-        match n {
-            1 => view::open_at(catalog, id, &self.uri).await,
-            _ => view::reopen(catalog, id, &self.uri).await,
-        }
+        let opened = async {
+            match n {
+                1 => view::open_at(catalog, id, &self.uri).await,
+                _ => view::reopen(catalog, id, &self.uri).await,
+            }
+        };
+        let (opened, logged) = futures::join!(opened, staged::has_wal(&self.objects));
+        let (view, table) = opened?;
+        let logged = match view.uri == self.uri {
+            true => logged?,
+            false => staged::has_wal(&catalog.store().objects(&view.uri).await?).await?,
+        };
+        staged::refuse_wal(&view, logged, "the view")?;
+        Ok((view, table))
     }
 
     fn since(&self, work: &Work) -> u64 {

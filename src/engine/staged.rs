@@ -6,7 +6,6 @@ use std::time::SystemTime;
 
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
-use lance::dataset::mem_wal::DatasetMemWalExt;
 
 use super::error::{EngineError, Result};
 use super::fingerprint::Fingerprint;
@@ -14,8 +13,11 @@ use super::history::History;
 use super::ledger::{Claim, STAGED_FOR};
 use super::paths;
 use super::plan::Plan;
-use super::store::{HEADS, Objects, storage};
+use super::store::{HEADS, Objects};
 use super::view::ViewInfo;
+
+/// The folder of a table's write-ahead log.
+const MEM_WAL: &str = "_mem_wal";
 
 /// How many refreshes' leftovers are looked at.
 const LEFTOVERS: usize = 64;
@@ -92,8 +94,8 @@ pub fn lost(
 
 /// Refuses tables with a write-ahead log: a scan does not see the rows that
 /// are in the log alone.
-pub async fn refuse_wal(view: &ViewInfo, table: &Dataset, what: &str) -> Result<()> {
-    if !has_wal(table, what).await? {
+pub fn refuse_wal(view: &ViewInfo, logged: bool, what: &str) -> Result<()> {
+    if !logged {
         return Ok(());
     }
     Err(EngineError::Unsupported {
@@ -105,9 +107,12 @@ pub async fn refuse_wal(view: &ViewInfo, table: &Dataset, what: &str) -> Result<
     })
 }
 
-/// Whether `table` has a write-ahead log.
-pub async fn has_wal(table: &Dataset, what: &str) -> Result<bool> {
-    let shards = table.list_mem_wal_latest_shard_ids().await;
-    let shards = shards.map_err(|e| storage(&format!("the write-ahead log of {what}"), e))?;
-    Ok(!shards.is_empty())
+/// Whether the table in whose folder `objects` are has a write-ahead log: a
+/// folder for each of its shards, named by a UUID (Lance, MemWAL). Asked while
+/// the table is opened, which takes longer.
+pub async fn has_wal(objects: &Objects) -> Result<bool> {
+    let shards = objects.folders(&objects.within(MEM_WAL)).await?;
+    Ok(shards
+        .iter()
+        .any(|name| uuid::Uuid::parse_str(name).is_ok()))
 }

@@ -94,7 +94,9 @@ async fn source(
         // The source was re-created since.
         return Ok(None);
     }
-    staged::refuse_wal(view, &source, "its source table").await?;
+    let objects = catalog.store().objects(source.uri()).await?;
+    let logged = staged::has_wal(&objects).await?;
+    staged::refuse_wal(view, logged, "its source table")?;
     Ok(Some(Arc::new(source)))
 }
 
@@ -118,11 +120,14 @@ impl Work {
         request: &Request,
         fixed: Option<&Plan>,
     ) -> Result<Option<Work>> {
-        let opened = view::open(catalog, &request.view).await?;
-        Self::of(catalog, request, opened, fixed, &Guess::default()).await
+        let (view, table) = view::open(catalog, &request.view).await?;
+        let objects = catalog.store().objects(&view.uri).await?;
+        let logged = staged::has_wal(&objects).await?;
+        staged::refuse_wal(&view, logged, "the view")?;
+        Self::of(catalog, request, (view, table), fixed, &Guess::default()).await
     }
 
-    /// Opens the sources of `view` at the versions that were `fixed`, or asked
+    /// Opens the sources of `view`, which has no write-ahead log, at the versions that were `fixed`, or asked
     /// for, or the latest, where they are not among those that were guessed. The
     /// plan has no units yet. `Ok(None)`: what was fixed
     /// cannot be carried out any more. Errors: those of the view, of its source,
@@ -143,10 +148,7 @@ impl Work {
         let sources = (0..view.sources.len())
             .map(|at| source(catalog, request, &view, at, fixed, guess).boxed());
         // At once: a store that is far away takes long to answer each.
-        let ((), sources) = futures::try_join!(
-            staged::refuse_wal(&view, &table, "the view"),
-            futures::future::try_join_all(sources)
-        )?;
+        let sources = futures::future::try_join_all(sources).await?;
         let Some(sources) = sources.into_iter().collect::<Option<Vec<_>>>() else {
             return Ok(None);
         };

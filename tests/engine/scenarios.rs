@@ -8,6 +8,7 @@ use arrow_array::{ArrayRef, Int64Array, RecordBatch, RecordBatchIterator};
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::WriteMode;
+use lance::dataset::mem_wal::DatasetMemWalExt;
 use lance_namespace::LanceNamespace;
 use lance_namespace::models::{CreateNamespaceRequest, DeclareTableRequest};
 use lance_namespace_impls::DirectoryNamespaceBuilder;
@@ -574,4 +575,29 @@ async fn a_view_redefined_over_another_source_is_computed_from_that_one() {
         matches!(&error, EngineError::SourceNotFound { table, .. } if table == "other"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_table_with_a_write_ahead_log_is_refused_wherever_it_stands() {
+    let mut db = Db::new(true);
+    let batch = db.batch(20);
+    db.write(batch, WriteMode::Create, 20).await;
+    db.create_view("v", "SELECT id FROM src", Form::Plain).await;
+    let shard = format!("_mem_wal/{}", uuid::Uuid::new_v4());
+    for refreshed in [false, true] {
+        for (table, what) in [("src", "its source table"), ("v", "the view")] {
+            let log = format!("{}/{shard}", db.path(table));
+            std::fs::create_dir_all(format!("{log}/manifest")).unwrap();
+            std::fs::write(format!("{log}/manifest/1.binpb"), "").unwrap();
+            let shards = db.open(table).await.list_mem_wal_latest_shard_ids().await;
+            assert_eq!(shards.unwrap().len(), 1, "lance sees it too");
+            let why = db.refresh("v").await.unwrap_err().to_string();
+            let said = format!("{what} has rows in a write-ahead log");
+            assert!(why.contains(&said), "{table} {refreshed}: {why}");
+            std::fs::remove_dir_all(format!("{}/_mem_wal", db.path(table))).unwrap();
+        }
+        let more = db.batch(5);
+        db.write(more, WriteMode::Append, 20).await;
+        db.refresh("v").await.unwrap();
+    }
 }
