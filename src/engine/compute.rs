@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tracing::info;
 
@@ -47,13 +47,15 @@ enum Todo {
 
 /// Computes what `work`'s plan says, with the other workers of `request`, until
 /// all of it is staged. `staged` are the claims there are, by what identifies
-/// them, and takes the new ones, also where it fails.
+/// them, and takes the new ones, also where it fails. `last` is told, perhaps
+/// again and again, once no more is left than all can have under way.
 pub async fn compute(
     work: &Work,
     objects: &Objects,
     request: &Request,
     staged: &mut HashMap<Fingerprint, Claim>,
     progress: &watch::Sender<Progress>,
+    last: &Notify,
 ) -> std::result::Result<(), UnitError> {
     let trims: HashMap<usize, &Trim> = work.plan.trims.iter().map(|t| (t.unit, t)).collect();
     let units = work.plan.units.iter().enumerate().map(|(at, unit)| {
@@ -113,6 +115,9 @@ pub async fn compute(
                 objects.clone(),
                 permits.clone(),
             ));
+        }
+        if share.left() <= at_a_time * workers {
+            last.notify_one();
         }
         // What is still under way here another worker has done by now.
         if share.is_finished() {

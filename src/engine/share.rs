@@ -85,6 +85,11 @@ impl Share {
         self.left == 0
     }
 
+    /// How many tasks are not done as far as this worker knows.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
     /// Whether there is something of its own to do.
     pub fn has_own(&self) -> bool {
         self.open[self.index] > 0

@@ -337,6 +337,12 @@ impl Objects {
         }
     }
 
+    /// Whether the object is there, and has `size` bytes, where that is known.
+    pub async fn has(&self, path: &Path, size: Option<u64>) -> Result<bool> {
+        let found = self.size(path).await?;
+        Ok(found.is_some_and(|found| size.is_none_or(|size| size == found)))
+    }
+
     /// The object's bytes, or `None` if it is not there.
     pub async fn read(&self, path: &Path) -> Result<Option<Bytes>> {
         match self.store.inner.get(path).await {

@@ -1,0 +1,277 @@
+//! The commit loop: reopen, judge, write the ledger, commit, compare.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
+
+use lance::Dataset;
+use object_store::path::Path;
+use tracing::{debug, info, warn};
+
+use super::{Request, Run};
+use crate::engine::catalog::Catalog;
+use crate::engine::commit::{self, Attempt};
+use crate::engine::compute::task_ids;
+use crate::engine::error::{EngineError, Result};
+use crate::engine::fingerprint::Fingerprint;
+use crate::engine::history::History;
+use crate::engine::ledger::{Claim, Known, Ledger, Ledgers};
+use crate::engine::outcome::Outcome;
+use crate::engine::plan::Judgement;
+use crate::engine::store::Objects;
+use crate::engine::view::{self, ViewInfo};
+use crate::engine::work::Work;
+use crate::engine::{paths, staged, tidy};
+
+/// How often a refresh tries to commit one plan.
+const MAX_COMMITS: u32 = 12;
+
+/// How old what was seen ahead may be when it is judged.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The view and its ledgers, to be judged.
+pub(super) struct Seen {
+    view: ViewInfo,
+    table: Dataset,
+    ledgers: Ledgers,
+    /// When the look began.
+    at: Instant,
+}
+
+impl Seen {
+    /// The view, which was at `uri`, as it is now.
+    pub(super) async fn look(
+        catalog: &Catalog,
+        request: &Request,
+        uri: String,
+        objects: Objects,
+        known: Known,
+    ) -> Result<Seen> {
+        let at = Instant::now();
+        let ((view, table), ledgers) = futures::try_join!(
+            view::reopen(catalog, &request.view, &uri),
+            Ledgers::open(&objects, request.full, known)
+        )?;
+        Ok(Seen {
+            view,
+            table,
+            ledgers,
+            at,
+        })
+    }
+}
+
+impl Run<'_> {
+    /// The commit loop, which begins with what was seen `ahead`. Gives the view as the refresh left it, unless that
+    /// version has been cleaned up since. `Ok(None)`: the view or what is
+    /// staged changed such that a new plan is needed.
+    pub(super) async fn commit(
+        &mut self,
+        work: &Work,
+        ahead: Option<Seen>,
+    ) -> Result<Option<(Outcome, Option<Dataset>)>> {
+        let request = self.request;
+        let mut ahead = ahead.filter(|seen| seen.at.elapsed() < FRESH);
+        for attempt in 1..=MAX_COMMITS {
+            let seen = match ahead.take() {
+                Some(seen) => seen,
+                None => self.look().await?,
+            };
+            let Seen {
+                view,
+                table,
+                mut ledgers,
+                ..
+            } = seen;
+            view.require_incarnation(request.expected_incarnation.as_deref())?;
+            let same = view.raw == work.view.raw
+                && view.incarnation == work.view.incarnation
+                && view.uri == work.view.uri
+                && table.schema().fields == work.bench.table.schema().fields;
+            if !same {
+                info!("the view was re-created or redefined meanwhile; planning anew");
+                return Ok(None);
+            }
+            let history = History::read(&table, &request.refresh, work.plan.view_version).await?;
+            // What was committed once, by whomever, counts only where it stands.
+            self.staged
+                .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim));
+            self.settled = ledgers.settled().map(str::to_string);
+            let judged = self.judge(work, &table, &mut ledgers).await?;
+            let (judgement, carried) = (judged.now, judged.carried);
+            if judgement.is_done() {
+                let units = judgement.claims().count() as u64;
+                let outcome = history
+                    .outcome
+                    .unwrap_or_else(|| work.unchanged(units, table.version().version));
+                if carried {
+                    // The compactions that it took are cleaned up some day.
+                    self.write_ledger(work, &table, &outcome, &judgement)
+                        .await?;
+                }
+                return Ok(Some((outcome, Some(table))));
+            }
+            if let (Some(outcome), true) = (history.outcome, history.settled) {
+                // Another worker has done it. What was written since is not
+                // for this refresh to mend.
+                let left = Some(outcome.view_version);
+                let table = self.catalog.store().open(&work.view.uri, left).await?;
+                return Ok(Some((outcome, table)));
+            }
+            if !judgement.missing.is_empty() {
+                info!(
+                    missing = judgement.missing.len(),
+                    "the view changed meanwhile; planning anew"
+                );
+                self.avoid(work, &judgement.missing).await?;
+                return Ok(None);
+            }
+            let outcome = work.outcome(&judgement, &table, request.full);
+            let manifest = table.manifest_location();
+            let (ledger, looked, stands) = futures::try_join!(
+                self.write_ledger(work, &table, &outcome, &judgement),
+                staged::look(&self.objects, judgement.brought()),
+                self.objects.has(&manifest.path, manifest.size)
+            )?;
+            if !stands {
+                // Re-created: its versions are counted anew.
+                debug!(
+                    attempt,
+                    "the version that was judged is gone; looking again"
+                );
+                self.objects.delete(vec![ledger]).await?;
+                tokio::time::sleep(pause(attempt)).await;
+                continue;
+            }
+            // Just written: so that is what the store's clock says.
+            let lost = match self.objects.modified(&ledger).await? {
+                Some(now) => staged::lost(looked, now),
+                None => judgement.brought().map(Claim::id).collect(),
+            };
+            if !lost.is_empty() {
+                warn!(units = lost.len(), "staged files are gone; computing anew");
+                self.objects.delete(vec![ledger]).await?;
+                for id in lost {
+                    self.staged.remove(&id);
+                    let path = paths::claim(self.objects.root(), &request.refresh, &id);
+                    self.objects.delete(vec![path]).await?;
+                }
+                return Ok(None);
+            }
+            let mut properties = BTreeMap::from([
+                (commit::REFRESH.to_string(), request.refresh.clone()),
+                (
+                    commit::READ_VERSION.to_string(),
+                    table.version().version.to_string(),
+                ),
+                (
+                    commit::OUTCOME.to_string(),
+                    serde_json::to_string(&outcome).unwrap_or_default(),
+                ),
+            ]);
+            let job = request.job.clone();
+            properties.extend(job.map(|job| (commit::JOB.to_string(), job)));
+            // What there is to remove afterwards is there by now.
+            let (attempted, rubbish) = futures::join!(
+                commit::attempt(&table, &judgement, properties),
+                tidy::look(&self.objects, &request.refresh)
+            );
+            match attempted? {
+                Attempt::Landed(table) => {
+                    let version = table.version().version;
+                    if is_right(work, &table, &judgement)? {
+                        self.landed = true;
+                        self.rubbish = Some(rubbish);
+                        self.settled = None;
+                        let outcome = Outcome {
+                            view_version: version,
+                            ..outcome
+                        };
+                        return Ok(Some((outcome, Some(*table))));
+                    }
+                    info!(version, "another change landed with ours; looking again");
+                }
+                Attempt::Again(why) => {
+                    debug!(attempt, why, "the commit did not land; looking again");
+                }
+            }
+            tokio::time::sleep(pause(attempt)).await;
+        }
+        Err(EngineError::ViewContended {
+            view: work.view.name(),
+            attempts: MAX_COMMITS,
+        })
+    }
+
+    /// Forgets the claims of those units of the plan that are `missing` for all
+    /// that they are staged: rows taken out of a fragment, say, that the view has
+    /// no longer. Who kept them would find them done in each plan to come.
+    async fn avoid(&mut self, work: &Work, missing: &[usize]) -> Result<()> {
+        let missing: HashSet<usize> = missing.iter().copied().collect();
+        let units = work.plan.units.iter().zip(task_ids(work));
+        let void: Vec<Fingerprint> = units
+            .filter(|(unit, _)| unit.iter().all(|at| missing.contains(at)))
+            .map(|(_, id)| id)
+            .collect();
+        let refresh = &self.request.refresh;
+        let own = |id| paths::claim(self.objects.root(), refresh, id);
+        self.objects.delete(void.iter().map(own).collect()).await?;
+        self.staged.retain(|id, _| !void.contains(id));
+        self.void.extend(void);
+        Ok(())
+    }
+
+    async fn look(&self) -> Result<Seen> {
+        let (catalog, objects) = (self.catalog, self.objects.clone());
+        Seen::look(
+            catalog,
+            self.request,
+            self.uri.clone(),
+            objects,
+            self.known.clone(),
+        )
+        .await
+    }
+
+    /// Writes what the view consists of once `judgement` is true of `table`.
+    async fn write_ledger(
+        &self,
+        work: &Work,
+        table: &Dataset,
+        outcome: &Outcome,
+        judgement: &Judgement,
+    ) -> Result<Path> {
+        let refresh = &self.request.refresh;
+        let read_version = table.version().version;
+        let path = paths::ledger(
+            self.objects.root(),
+            read_version,
+            refresh,
+            &uuid::Uuid::new_v4().simple().to_string()[..8],
+        );
+        let claims = judgement.claims();
+        let ledger = Ledger {
+            refresh: refresh.clone(),
+            read_version,
+            outcome: outcome.clone(),
+            claims: claims.cloned().map(Claim::committed).collect(),
+            added: judgement.brought().count(),
+            partials: work.plan.partials.clone(),
+        };
+        self.objects.put(&path, &ledger).await?;
+        Ok(path)
+    }
+}
+
+/// Whether the view that landed is what was meant. `table` is what Lance wrote,
+/// where nothing was, with what it took in of others' commits.
+fn is_right(work: &Work, table: &Dataset, judgement: &Judgement) -> Result<bool> {
+    let found = view::read(&work.view.id, &work.view.uri, table)?;
+    Ok(found.raw == work.view.raw
+        && commit::verify(table.fragments(), &work.standing(table), judgement))
+}
+
+/// Longer after each attempt, and never the same for two who collide.
+fn pause(attempt: u32) -> Duration {
+    let base = 10u64 << attempt.min(7);
+    Duration::from_millis(rand::random_range(base / 2..=base))
+}

@@ -1,0 +1,244 @@
+//! One refresh, from looking to done. See the head of [`super`] for the protocol.
+//!
+//! [`planning`] fixes what is to be done, by the judgement that [`judging`]
+//! makes; what is missing is computed ([`super::compute`]); [`committing`] makes
+//! the judgement again and commits; [`finishing`] leaves the records.
+
+mod committing;
+mod finishing;
+mod judging;
+mod planning;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use lance::Dataset;
+use tokio::sync::{Notify, watch};
+use tracing::info;
+
+use self::committing::Seen;
+use self::planning::Planned;
+use super::catalog::Catalog;
+use super::compute::{claims, compute, task_ids};
+use super::error::{EngineError, Result};
+use super::execute::UnitError;
+use super::fingerprint::Fingerprint;
+use super::ledger::{Claim, Known};
+use super::outcome::{self, Outcome};
+use super::partials;
+pub use super::request::{Progress, Request};
+use super::store::Objects;
+use super::tidy::Rubbish;
+use super::work::Work;
+
+/// How often a refresh plans anew before it gives up as contended.
+const MAX_PLANS: u32 = 12;
+/// How long the other workers of a refresh leave the commit to the first; each
+/// of them [`TURN`] longer than the one before.
+const LEFT_FOR: Duration = Duration::from_secs(3);
+/// See [`LEFT_FOR`].
+const TURN: Duration = Duration::from_millis(150);
+/// How often they look whether it is done.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Brings the view up to date. Any number of workers may run the same request,
+/// one after the other or together: they share the work and one commits.
+/// Errors: see [`EngineError`]; the view is then as it was.
+pub fn refresh<'a>(
+    catalog: &'a Catalog,
+    request: &'a Request,
+    progress: &'a watch::Sender<Progress>,
+) -> BoxFuture<'a, Result<Outcome>> {
+    // Boxed here, so that it is compiled once, and not into each program anew.
+    run(catalog, request, progress).boxed()
+}
+
+async fn run(
+    catalog: &Catalog,
+    request: &Request,
+    progress: &watch::Sender<Progress>,
+) -> Result<Outcome> {
+    let uri = catalog.locate(&request.view).await?;
+    let objects = catalog.store().objects(&uri).await?;
+    let mut run = Run {
+        catalog,
+        request,
+        uri,
+        objects,
+        staged: HashMap::new(),
+        void: HashSet::new(),
+        since: None,
+        landed: false,
+        rubbish: None,
+        settled: None,
+        known: Known::new(),
+    };
+    for n in 1..=MAX_PLANS {
+        let mut work = match run.plan(n).await? {
+            Planned::Work(work) => work,
+            Planned::Nothing(work) => {
+                if let Some(done) = run.left_to_the_first().await? {
+                    return Ok(done);
+                }
+                let (units, version) = (work.plan.kept, work.plan.view_version);
+                let table = Dataset::clone(&work.bench.table);
+                let outcome = work.unchanged(units, version);
+                return run.finish(&work, outcome, table).await;
+            }
+            Planned::Outdated => continue,
+            Planned::Done(done) => {
+                info!(mode = ?done.mode, "this refresh has committed before");
+                return Ok(done);
+            }
+        };
+        let ahead = match run.compute(&mut work, progress).await {
+            Ok(ahead) => {
+                if let Some(done) = run.left_to_the_first().await? {
+                    return Ok(done);
+                }
+                run.take_in(&work).await?;
+                ahead
+            }
+            Err(UnitError::SourceGone) => {
+                if request.src_version.is_some() {
+                    return Err(EngineError::SourceVersionGone {
+                        table: work
+                            .source_versions()
+                            .map(|(name, _)| name)
+                            .collect::<Vec<_>>()
+                            .join(", "),
+                        version: request.src_version.unwrap_or_default(),
+                    });
+                }
+                info!("the source version was cleaned up meanwhile; planning anew");
+                continue;
+            }
+            Err(UnitError::Other(error) | UnitError::OutOfMemory(error)) => return Err(error),
+        };
+        match run.commit(&work, ahead).await? {
+            Some((outcome, Some(table))) => return run.finish(&work, outcome, table).await,
+            Some((outcome, None)) => {
+                return outcome::record(&run.objects, request, &outcome).await;
+            }
+            None => {}
+        }
+    }
+    Err(EngineError::ViewContended {
+        view: request.view.join(super::catalog::DELIMITER),
+        attempts: MAX_PLANS,
+    })
+}
+
+struct Run<'a> {
+    catalog: &'a Catalog,
+    request: &'a Request,
+    /// Where the view was when the refresh began.
+    uri: String,
+    objects: Objects,
+    /// Staged claims that may be used, by what identifies them.
+    staged: HashMap<Fingerprint, Claim>,
+    /// What identifies those of other refreshes that turned out to be of no use.
+    void: HashSet<Fingerprint>,
+    /// The view's version at the first plan: nothing of this refresh is older.
+    since: Option<u64>,
+    /// Whether this worker's commit is the one that landed.
+    landed: bool,
+    /// What there is to remove, as it was when that commit landed.
+    rubbish: Option<Result<Rubbish>>,
+    /// The view's newest ledger, if its files are there to stay.
+    settled: Option<String>,
+    /// Ledgers that were read.
+    known: Known,
+}
+
+impl Run<'_> {
+    /// Computes what is to be computed. While the last of it is, the worker that
+    /// commits looks at the view already: where storage takes long to answer
+    /// each call, opening a table takes four.
+    async fn compute(
+        &mut self,
+        work: &mut Work,
+        progress: &watch::Sender<Progress>,
+    ) -> std::result::Result<Option<Seen>, UnitError> {
+        let request = self.request;
+        let commits = request.index == 0;
+        let last = Notify::new();
+        let look = Seen::look(
+            self.catalog,
+            request,
+            self.uri.clone(),
+            self.objects.clone(),
+            self.known.clone(),
+        );
+        let ahead = async {
+            last.notified().await;
+            look.await
+        };
+        let computed = async {
+            partials::compute(work, &self.objects, request, &self.staged, progress).await?;
+            compute(
+                work,
+                &self.objects,
+                request,
+                &mut self.staged,
+                progress,
+                &last,
+            )
+            .await
+        };
+        tokio::pin!(ahead, computed);
+        let mut seen = None;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut computed => break done?,
+                found = &mut ahead, if commits && seen.is_none() => seen = Some(found),
+            }
+        }
+        if commits && seen.is_none() {
+            last.notify_one();
+            seen = Some(ahead.await);
+        }
+        // What went wrong goes wrong again, or does not.
+        Ok(seen.and_then(Result::ok))
+    }
+
+    /// One worker commits: together they would only get in each other's way.
+    /// The others wait until it has recorded the outcome; but not for ever, for
+    /// it may have died.
+    async fn left_to_the_first(&self) -> Result<Option<Outcome>> {
+        if self.request.workers <= 1 || self.request.index == 0 {
+            return Ok(None);
+        }
+        let turn = LEFT_FOR + TURN * self.request.index.min(10);
+        self.wait_for_outcome(turn, LOOK).await
+    }
+
+    /// What another worker has recorded, if it does within `patience`.
+    async fn wait_for_outcome(
+        &self,
+        patience: Duration,
+        look: Duration,
+    ) -> Result<Option<Outcome>> {
+        let until = tokio::time::Instant::now() + patience;
+        loop {
+            let recorded = outcome::recorded(&self.objects, &self.request.refresh).await?;
+            if recorded.is_some() || tokio::time::Instant::now() >= until {
+                return Ok(recorded);
+            }
+            tokio::time::sleep(look).await;
+        }
+    }
+
+    /// Reads what other workers computed of the plan.
+    async fn take_in(&mut self, work: &Work) -> Result<()> {
+        let ids = task_ids(work).filter(|id| !self.staged.contains_key(id));
+        let ids: Vec<Fingerprint> = ids.collect();
+        for claim in claims(&self.objects, self.request, ids).await? {
+            self.staged.insert(claim.id(), claim);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Fixing what a refresh is to do.
+
+use std::collections::HashSet;
+
+use lance::Dataset;
+use tracing::info;
+
+use super::Run;
+use crate::engine::error::Result;
+use crate::engine::guess::Guess;
+use crate::engine::ledger::Ledgers;
+use crate::engine::outcome::{self, Outcome};
+use crate::engine::plan::Plan;
+use crate::engine::trim::{self, Trim};
+use crate::engine::view::{self, ViewInfo};
+use crate::engine::work::Work;
+use crate::engine::{partials, paths, staged};
+
+/// What came of planning.
+pub(super) enum Planned {
+    /// This is to be done.
+    Work(Box<Work>),
+    /// The view is right as it was opened, and was so when the plan was made.
+    Nothing(Box<Work>),
+    /// The plan cannot be carried out any more, try the next.
+    Outdated,
+    /// The refresh has ended: nothing is left to do.
+    Done(Outcome),
+}
+
+impl Run<'_> {
+    /// Fixes plan `n`, or reads what another worker fixed.
+    pub(super) async fn plan(&mut self, n: u32) -> Result<Planned> {
+        let (request, objects) = (self.request, &self.objects);
+        let path = paths::plan(objects.root(), &request.refresh, n);
+        let folder = paths::plans(objects.root());
+        // All at once: a store that is far away takes long to answer each.
+        let (outcome, fixed, plans, ledgers, opened, guess) = futures::join!(
+            outcome::recorded(objects, &request.refresh),
+            objects.get::<Plan>(&path),
+            objects.folders(&folder),
+            Ledgers::open(objects, request.full, self.known.clone()),
+            self.open(n),
+            Guess::make(self.catalog, objects, request.src_version),
+        );
+        if let Some(done) = outcome? {
+            return Ok(Planned::Done(done));
+        }
+        let (fixed, plans, mut ledgers, opened) = (fixed?, plans?, ledgers?, opened?);
+        if let (Some(plan), 1) = (&fixed, n)
+            && let Some(done) =
+                outcome::committed(objects, &opened.1, &request.refresh, plan).await?
+        {
+            return Ok(Planned::Done(done));
+        }
+        let (refresh, full, table) = (&request.refresh, request.full, opened.1.clone());
+        let (work, usable) = futures::join!(
+            Work::of(self.catalog, request, opened, fixed.as_ref(), &guess),
+            staged::usable(objects, plans.clone(), &table, refresh, full)
+        );
+        let Some(mut work) = work? else {
+            return Ok(Planned::Outdated);
+        };
+        // Its own first, and what is here already before all.
+        for claim in usable? {
+            let id = claim.id();
+            if claim.refresh == *refresh || !self.void.contains(&id) {
+                self.staged.entry(id).or_insert(claim);
+            }
+        }
+        if work.is_limited() {
+            let standing = work.standing(&work.bench.table);
+            let claims = ledgers.of(&standing).await?.iter().flat_map(|l| &l.claims);
+            work.narrow(claims.chain(self.staged.values())).await;
+        }
+        let mut fixed = fixed;
+        let mut nothing = false;
+        if fixed.is_none() {
+            let judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
+            let (now, carried) = (judged.now, judged.carried);
+            let trims = match request.full {
+                true => Vec::new(),
+                false => trim::choose(&work, &now.missing, &judged.loose, judged.since).await?,
+            };
+            let trimmed: HashSet<usize> =
+                trims.iter().flat_map(|(unit, _)| unit).copied().collect();
+            let missing = now.missing.iter().filter(|at| !trimmed.contains(at));
+            let computed = work.cut(&missing.copied().collect::<Vec<_>>());
+            for (unit, trim) in trims {
+                work.plan.trims.push(Trim {
+                    unit: work.plan.units.len(),
+                    ..trim
+                });
+                work.plan.units.push(unit);
+            }
+            work.plan.units.extend(computed);
+            work.plan.merges = work.merges(&now);
+            work.plan.kept = now.kept.len() as u64;
+            let units = !work.plan.units.is_empty();
+            work.plan.partials =
+                partials::choose(&work, objects, &mut ledgers, &plans, request, units).await?;
+            let agreed = self.objects.agree(&path, work.plan.clone()).await?;
+            // That all agree on it tells that nothing was committed meanwhile.
+            nothing =
+                n == 1 && now.is_done() && now.added.is_empty() && !carried && agreed == work.plan;
+            fixed = Some(agreed);
+        }
+        if let Some(plan) = fixed {
+            if plan.sources != work.plan.sources {
+                return Ok(Planned::Outdated);
+            }
+            work.plan = plan;
+        }
+        self.since = Some(self.since(&work));
+        self.settled = ledgers.settled().map(str::to_string);
+        self.known = ledgers.into_known();
+        info!(
+            sources = ?work.source_versions().collect::<Vec<_>>(),
+            view_version = work.plan.view_version,
+            units = work.plan.units.len(),
+            "planned"
+        );
+        Ok(match nothing {
+            true => Planned::Nothing(Box::new(work)),
+            false => Planned::Work(Box::new(work)),
+        })
+    }
+
+    /// The view as it is now, for plan `n`.
+    async fn open(&self, n: u32) -> Result<(ViewInfo, Dataset)> {
+        let (catalog, id) = (self.catalog, &self.request.view);
+        let opened = async {
+            match n {
+                1 => view::open_at(catalog, id, &self.uri).await,
+                _ => view::reopen(catalog, id, &self.uri).await,
+            }
+        };
+        let (opened, logged) = futures::join!(opened, staged::has_wal(&self.objects));
+        let (view, table) = opened?;
+        let logged = match view.uri == self.uri {
+            true => logged?,
+            false => staged::has_wal(&catalog.store().objects(&view.uri).await?).await?,
+        };
+        staged::refuse_wal(&view, logged, "the view")?;
+        Ok((view, table))
+    }
+
+    fn since(&self, work: &Work) -> u64 {
+        self.since.unwrap_or(u64::MAX).min(work.plan.view_version)
+    }
+}
