@@ -30,14 +30,16 @@
 //!    what others left ([`share`]): files that no version refers to
 //!    ([`execute`]), then the claim, put-if-absent: the first one wins. Of a unit
 //!    that lost a few rows only these are taken out, by a deletion file ([`trim`]).
-//! 3. *Commit* ([`commit`]). Whoever sees all units done: reopens the view,
-//!    checks that it is still the same one, judges again, writes the ledger,
-//!    looks whether the staged files are all there, and commits adding and
+//! 3. *Commit* ([`commit`]). Whoever sees all units done: reopens the view (the
+//!    first time while the last of them are computed, if that does not take
+//!    long), checks that it is still the same one, judges again, writes the
+//!    ledger, looks whether the staged files are all there and the version that
+//!    was judged still is, and commits adding and
 //!    dropping in one Lance `Update`, with a key that no two refreshes can
 //!    both carry through. Then it compares the version that landed, as Lance
 //!    wrote it, with what was meant. Whatever differs at any point: again from
 //!    the reopening, or from the plan. Nothing is ever committed from a handle
-//!    that was opened earlier. Where the plan found the view right already, and
+//!    that planned. Where the plan found the view right already, and
 //!    all agreed on it, that is the end: the commit would look again and find
 //!    the same.
 //! 4. *Record* ([`outcome`], [`freshness`]): what was done, by the refresh's
