@@ -136,6 +136,9 @@ async fn kill(workers: u32) {
         let most = (wanted - kills).min(random.random_range(3..12));
         kills += killed(&db, workers, most, pace, &mut random).await.0;
         rounds += 1;
+        if rounds % 20 == 0 {
+            println!("{kills} of {wanted} kills of {workers} worker(s)");
+        }
     }
     println!(
         "{kills} kills of {workers} worker(s) in {rounds} refreshes, RELANCE_SEED={seed}, {:?}",

@@ -441,6 +441,10 @@ async fn races(form: Form, refreshers: &[Peer], others: &[Peer]) {
         if let Err(why) = round(race, &peers, &mut random, &mut tally).await {
             panic!("RELANCE_SEED={seed} RELANCE_RACES=1 ({peers:?}): {why}");
         }
+        let ended = seed - first + 1;
+        if ended.is_multiple_of(100) {
+            println!("{ended} of {rounds} rounds");
+        }
     }
     println!(
         "{rounds} rounds from RELANCE_SEED={first} in {:?}:",
