@@ -1,9 +1,7 @@
 //! Errors as the Lance Namespace spec has them: a status, a code, one sentence.
 
 use axum::Json;
-use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use thiserror::Error;
@@ -179,10 +177,8 @@ struct ErrorResponse<'a> {
     instance: &'a str,
 }
 
-/// Gives every error its body, with the path that was asked for as `instance`.
-pub(super) async fn write_body(request: Request, next: Next) -> Response {
-    let instance = request.uri().path().to_string();
-    let response = next.run(request).await;
+/// Gives an error its body, with the path that was asked for as `instance`.
+pub(super) fn with_body(response: Response, instance: &str) -> Response {
     if !(response.status().is_client_error() || response.status().is_server_error()) {
         return response;
     }
@@ -198,7 +194,7 @@ pub(super) async fn write_body(request: Request, next: Next) -> Response {
             error: error.to_string(),
             code,
             detail: String::new(),
-            instance: &instance,
+            instance,
         }),
     )
         .into_response();

@@ -105,23 +105,30 @@ pub fn router(api: Arc<Api>) -> Router {
     routes::router()
         .fallback(|| async { ApiError::NoSuchRoute })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
-        .layer(middleware::from_fn_with_state(api.clone(), auth::guard))
-        .layer(middleware::from_fn_with_state(api.clone(), run_to_end))
-        .layer(middleware::from_fn(error::write_body))
-        .layer(middleware::from_fn_with_state(
-            api.clone(),
-            observe::observe,
-        ))
+        .layer(middleware::from_fn_with_state(api.clone(), answer))
         .with_state(api)
 }
 
 /// How long a request may take. Each of its steps has less.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What is around every handler: it is observed, its errors get their bodies, it
+/// runs to its end, and it is guarded. One layer for all, since axum takes each
+/// request through boxes of its own for every layer.
+async fn answer(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    observe::observed(&api, request, |request: Request| async {
+        let instance = request.uri().path().to_string();
+        let response = run_to_end(&api, request, next).await;
+        error::with_body(response, &instance)
+    })
+    .await
+}
+
 /// Runs the request in a task of its own: a client that hangs up does not
 /// leave a resource without its Secret, and a panic is one request's 500.
-async fn run_to_end(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let task = api.tasks.spawn(next.run(request).in_current_span());
+async fn run_to_end(api: &Arc<Api>, request: Request, next: Next) -> Response {
+    let guarded = auth::guarded(api.clone(), request, next);
+    let task = api.tasks.spawn(guarded.in_current_span());
     match tokio::time::timeout(PATIENCE, task).await {
         Ok(Ok(response)) => response,
         Err(_) => ApiError::Unavailable(format!(

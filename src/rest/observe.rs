@@ -1,10 +1,8 @@
 //! One log line and two metrics a request.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::Next;
+use axum::extract::{MatchedPath, Request};
 use axum::response::Response;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -63,13 +61,16 @@ impl Requests {
     }
 }
 
-/// Logs and counts a request: its route and not its query or headers, which
-/// may hold credentials.
-pub(super) async fn observe(
-    State(api): State<Arc<Api>>,
+/// Logs and counts a request that `handle` handles: its route and not its query
+/// or headers, which may hold credentials.
+pub(super) async fn observed<H>(
+    api: &Api,
     mut request: Request,
-    next: Next,
-) -> Response {
+    handle: impl FnOnce(Request) -> H,
+) -> Response
+where
+    H: Future<Output = Response>,
+{
     let started = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_string();
@@ -95,7 +96,7 @@ pub(super) async fn observe(
     }
     // The handler says which refresh it is about, once it knows.
     let span = telemetry::request_span();
-    let response = next.run(request).instrument(span.clone()).await;
+    let response = handle(request).instrument(span.clone()).await;
     let _logged_with = span.entered();
     let status = response.status().as_u16();
     if let Some(traced) = traced {

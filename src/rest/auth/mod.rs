@@ -36,7 +36,7 @@ pub mod token;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use kube::Client;
@@ -162,7 +162,7 @@ impl Access {
 }
 
 /// Lets a request to its handler, if its caller may.
-pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+pub(super) async fn guarded(api: Arc<Api>, request: Request, next: Next) -> Response {
     let asks = match routes::operation(&request) {
         Some(operation) => operation.asks,
         // Not for this method, which the router says itself.
