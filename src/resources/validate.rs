@@ -5,6 +5,7 @@
 //! Transition rules (those that compare with what was before) are the API
 //! server's alone.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use kube::core::cel::{CompiledSchema, ErrorKind, Validator, apply_defaults, compile_schema};
@@ -55,6 +56,8 @@ impl std::fmt::Display for Violation {
 
 struct Rules {
     schema: Value,
+    /// Whether some field has one.
+    has_defaults: bool,
     compiled: CompiledSchema,
     validator: Validator,
     quick: Quick,
@@ -66,7 +69,15 @@ impl Rules {
             compiled: compile_schema(&schema),
             validator: Validator::new(),
             quick: Quick::default(),
+            has_defaults: has_defaults(&schema),
             schema,
+        }
+    }
+
+    fn defaulted<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
+        match self.has_defaults {
+            true => Cow::Owned(apply_defaults(&self.schema, object)),
+            false => Cow::Borrowed(object),
         }
     }
 
@@ -76,9 +87,7 @@ impl Rules {
         bounds(&self.schema, object, "", &mut found);
         // A rule that reads a value of the wrong shape only says so less well.
         if found.is_empty()
-            && !self
-                .quick
-                .all_hold(&self.compiled, &apply_defaults(&self.schema, object))
+            && !self.quick.all_hold(&self.compiled, &self.defaulted(object))
             && let Err(errors) = self
                 .validator
                 .validate_compiled(&self.compiled, object, None)
@@ -95,6 +104,16 @@ impl Rules {
             }));
         }
         found
+    }
+}
+
+fn has_defaults(schema: &Value) -> bool {
+    match schema {
+        Value::Object(fields) => {
+            fields.contains_key("default") || fields.values().any(has_defaults)
+        }
+        Value::Array(items) => items.iter().any(has_defaults),
+        _ => false,
     }
 }
 
