@@ -150,11 +150,7 @@ impl Run<'_> {
             if !lost.is_empty() {
                 warn!(units = lost.len(), "staged files are gone; computing anew");
                 self.objects.delete(vec![ledger]).await?;
-                for id in lost {
-                    self.staged.remove(&id);
-                    let path = paths::claim(self.objects.root(), &request.refresh, &id);
-                    self.objects.delete(vec![path]).await?;
-                }
+                self.forget(lost.into_iter().collect()).await?;
                 return Ok(None);
             }
             let mut properties = BTreeMap::from([
@@ -212,6 +208,12 @@ impl Run<'_> {
             .filter(|(unit, _)| unit.iter().all(|at| missing.contains(at)))
             .map(|(_, id)| id)
             .collect();
+        self.forget(void).await
+    }
+
+    /// Forgets the claims that `void` identifies: its own are deleted, those that
+    /// other refreshes left are not used again.
+    async fn forget(&mut self, void: Vec<Fingerprint>) -> Result<()> {
         let refresh = &self.request.refresh;
         let own = |id| paths::claim(self.objects.root(), refresh, id);
         self.objects.delete(void.iter().map(own).collect()).await?;

@@ -13,6 +13,7 @@ pub mod store;
 
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use futures::StreamExt;
 use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
@@ -303,10 +304,11 @@ async fn point(
     }
 }
 
-/// Rows that were taken out, and not committed, of a fragment that the view has
-/// no longer when the next refresh comes.
+/// What a refresh that failed has left is no use to the next one where the
+/// view has lost the fragments that rows were taken out of, or a clean-up took
+/// what no version refers to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_staged_of_fragments_that_are_gone_holds_nobody_up() {
+async fn what_was_staged_and_is_of_no_use_any_more_holds_nobody_up() {
     let mut template = Db::new(true);
     let batch = template.batch(400);
     template.write(batch, WriteMode::Create, 100).await;
@@ -315,23 +317,39 @@ async fn what_was_staged_of_fragments_that_are_gone_holds_nobody_up() {
     template.refresh("v").await.unwrap();
     let mut source = template.open("src").await;
     source.delete("id = 42").await.unwrap();
+    let more = template.batch(60);
+    template.write(more, WriteMode::Append, 60).await;
     let mut staged = 0;
     for k in (0..).step_by(3) {
-        let db = template.copied();
+        let failed = template.copied();
         let asked = request("v");
-        if run(&db, &asked, Faults::new(k, false)).await.is_ok() {
+        if run(&failed, &asked, Faults::new(k, false)).await.is_ok() {
             break;
         }
-        let committed = commits_of(&db, "v", &asked.refresh).await;
-        staged += usize::from(durable(&db, &asked.refresh) > 0 && committed == 0);
-        db.open("v").await.delete("true").await.unwrap();
-        // The same again, or another one.
-        let next = if k % 2 == 1 { request("v") } else { asked };
-        let done = db.refresh_as(next).await;
-        let place = format!("k={k}: {done:?}");
-        let done = done.expect(&place);
-        if committed == 0 {
-            db.assert_right(shape, Form::Plain, &done).await;
+        let committed = commits_of(&failed, "v", &asked.refresh).await;
+        staged += usize::from(durable(&failed, &asked.refresh) > 0 && committed == 0);
+        for cleaned in [false, true] {
+            let db = failed.copied();
+            let mut view = db.open("v").await;
+            if cleaned {
+                view.cleanup_old_versions(TimeDelta::zero(), Some(true), Some(false))
+                    .await
+                    .unwrap();
+            } else {
+                view.delete("true").await.unwrap();
+            }
+            // The same again, or another one.
+            let next = if k % 2 == 1 {
+                request("v")
+            } else {
+                asked.clone()
+            };
+            let done = db.refresh_as(next).await;
+            let place = format!("k={k} cleaned={cleaned}: {done:?}");
+            let done = done.expect(&place);
+            if committed == 0 {
+                db.assert_right(shape, Form::Plain, &done).await;
+            }
         }
     }
     assert!(staged > 1, "{staged} claims were left");
