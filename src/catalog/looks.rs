@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
 use futures::future::BoxFuture;
@@ -22,14 +21,6 @@ use tracing::Instrument;
 /// How many looks there may be at a time: more than processors, since a file
 /// system may be at the other end of a network.
 const THREADS: usize = 16;
-
-/// A thread that has begun a look so recently is taken to be about to begin
-/// the next one, unless others wait for it already: to wake another one costs
-/// the system more than most looks take.
-const MOMENT: Duration = Duration::from_micros(500);
-
-/// How long a look may wait for that.
-const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
 type Look = Box<dyn FnOnce() + Send>;
 
@@ -45,7 +36,18 @@ static BESIDE: LazyLock<std::io::Result<Runtime>> = LazyLock::new(|| {
 /// Carries out `look` in one of the threads. None: it cannot be done there, and
 /// is to be done [`beside`].
 pub async fn there_and_then<T: Send + 'static>(look: BoxFuture<'static, T>) -> Option<T> {
-    THERE_AND_THEN.answer(look).await
+    let (answer, answered) = oneshot::channel();
+    let look = look.in_current_span();
+    let whole: Look = Box::new(move || {
+        // Whoever asked may have gone.
+        if !answer.is_closed()
+            && let Ok(found) = catch_unwind(AssertUnwindSafe(|| block_on(look)))
+        {
+            let _ = answer.send(found);
+        }
+    });
+    THERE_AND_THEN.carry_out(whole);
+    answered.await.ok()
 }
 
 /// Carries out `look` by tokio, in threads that nobody else waits for: to read
@@ -78,53 +80,12 @@ struct State {
     looks: VecDeque<Look>,
     idle: Vec<Thread>,
     started: usize,
-    /// When a look was begun last.
-    begun: Option<Instant>,
 }
 
 impl Threads {
-    /// See [`there_and_then`].
-    async fn answer<T: Send + 'static>(&'static self, look: BoxFuture<'static, T>) -> Option<T> {
-        let (answer, mut answered) = oneshot::channel();
-        let look = look.in_current_span();
-        let whole: Look = Box::new(move || {
-            // Whoever asked may have gone.
-            if !answer.is_closed()
-                && let Ok(found) = catch_unwind(AssertUnwindSafe(|| block_on(look)))
-            {
-                let _ = answer.send(found);
-            }
-        });
-        self.carry_out(whole);
-        match tokio::time::timeout(LONGEST_WAIT, &mut answered).await {
-            Ok(found) => found.ok(),
-            Err(_) => {
-                self.hurry();
-                answered.await.ok()
-            }
-        }
-    }
-
     fn carry_out(&'static self, look: Look) {
         let mut state = self.state();
         state.looks.push_back(look);
-        let busy = state.started - state.idle.len();
-        let soon = state.begun.is_some_and(|at| at.elapsed() < MOMENT);
-        if !(soon && state.looks.len() <= busy) {
-            self.wake(state);
-        }
-    }
-
-    /// What waits has waited long enough.
-    fn hurry(&'static self) {
-        let state = self.state();
-        if !state.looks.is_empty() {
-            self.wake(state);
-        }
-    }
-
-    /// Has one more thread at work, if there may be one.
-    fn wake(&'static self, mut state: MutexGuard<'_, State>) {
         if let Some(idle) = state.idle.pop() {
             drop(state);
             idle.unpark();
@@ -144,7 +105,6 @@ impl Threads {
         let mut state = self.state();
         loop {
             if let Some(look) = state.looks.pop_front() {
-                state.begun = Some(Instant::now());
                 drop(state);
                 look();
                 state = self.state();
@@ -203,25 +163,6 @@ mod tests {
             let found = futures::future::join_all(looks).await;
             let expected: Vec<_> = (0..4 * THREADS).map(Some).collect();
             assert_eq!(found, expected);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_look_that_hangs_holds_up_none_that_comes_right_after_it() {
-        // Its own: another test may want all threads for itself.
-        let threads: &'static Threads = Box::leak(Box::default());
-        for _ in 0..20 {
-            let (send, wait) = std::sync::mpsc::channel::<()>();
-            let hangs = threads.answer(async move { wait.recv().is_ok() }.boxed());
-            let quick = async {
-                let began = Instant::now();
-                assert_eq!(threads.answer(async { 7 }.boxed()).await, Some(7));
-                let _ = send.send(());
-                began.elapsed()
-            };
-            let (hung, waited) = futures::join!(hangs, quick);
-            assert_eq!(hung, Some(true));
-            assert!(waited < Duration::from_secs(2), "{waited:?}");
         }
     }
 

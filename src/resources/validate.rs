@@ -5,7 +5,6 @@
 //! Transition rules (those that compare with what was before) are the API
 //! server's alone.
 
-use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use kube::core::cel::{CompiledSchema, ErrorKind, Validator, apply_defaults, compile_schema};
@@ -56,8 +55,6 @@ impl std::fmt::Display for Violation {
 
 struct Rules {
     schema: Value,
-    /// Whether some field has one.
-    has_defaults: bool,
     compiled: CompiledSchema,
     validator: Validator,
     quick: Quick,
@@ -69,15 +66,7 @@ impl Rules {
             compiled: compile_schema(&schema),
             validator: Validator::new(),
             quick: Quick::default(),
-            has_defaults: has_defaults(&schema),
             schema,
-        }
-    }
-
-    fn defaulted<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
-        match self.has_defaults {
-            true => Cow::Owned(apply_defaults(&self.schema, object)),
-            false => Cow::Borrowed(object),
         }
     }
 
@@ -87,7 +76,9 @@ impl Rules {
         bounds(&self.schema, object, "", &mut found);
         // A rule that reads a value of the wrong shape only says so less well.
         if found.is_empty()
-            && !self.quick.all_hold(&self.compiled, &self.defaulted(object))
+            && !self
+                .quick
+                .all_hold(&self.compiled, &apply_defaults(&self.schema, object))
             && let Err(errors) = self
                 .validator
                 .validate_compiled(&self.compiled, object, None)
@@ -104,16 +95,6 @@ impl Rules {
             }));
         }
         found
-    }
-}
-
-fn has_defaults(schema: &Value) -> bool {
-    match schema {
-        Value::Object(fields) => {
-            fields.contains_key("default") || fields.values().any(has_defaults)
-        }
-        Value::Array(items) => items.iter().any(has_defaults),
-        _ => false,
     }
 }
 
