@@ -23,8 +23,8 @@ const MEM_WAL: &str = "_mem_wal";
 const LEFTOVERS: usize = 64;
 
 /// The staged claims in the `folders` of plans that `refresh` may use on
-/// `table`: whose files were never in a committed version. With `own_only` those of other refreshes are left
-/// alone: a full refresh takes nothing over.
+/// `table`: whose files were never in a committed version. With `own_only` those
+/// of other refreshes are left alone: a full refresh takes nothing over.
 pub async fn usable(
     objects: &Objects,
     mut folders: Vec<String>,

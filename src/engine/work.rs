@@ -127,9 +127,9 @@ impl Work {
         Self::of(catalog, request, (view, table), fixed, &Guess::default()).await
     }
 
-    /// Opens the sources of `view`, which has no write-ahead log, at the versions that were `fixed`, or asked
-    /// for, or the latest, where they are not among those that were guessed. The
-    /// plan has no units yet. `Ok(None)`: what was fixed
+    /// Opens the sources of `view`, which has no write-ahead log, at the versions
+    /// that were `fixed`, or asked for, or the latest, where they are not among
+    /// those that were guessed. The plan has no units yet. `Ok(None)`: what was fixed
     /// cannot be carried out any more. Errors: those of the view, of its source,
     /// and of a definition that no longer fits.
     pub async fn of(

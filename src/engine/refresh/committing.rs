@@ -7,17 +7,15 @@ use lance::Dataset;
 use object_store::path::Path;
 use tracing::{debug, info, warn};
 
-use super::{Request, Run};
-use crate::engine::catalog::Catalog;
+use super::Run;
 use crate::engine::commit::{self, Attempt};
 use crate::engine::compute::task_ids;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Fingerprint;
 use crate::engine::history::History;
-use crate::engine::ledger::{Claim, Known, Ledger, Ledgers};
+use crate::engine::ledger::{Claim, Ledger, Ledgers};
 use crate::engine::outcome::Outcome;
 use crate::engine::plan::Judgement;
-use crate::engine::store::Objects;
 use crate::engine::view::{self, ViewInfo};
 use crate::engine::work::Work;
 use crate::engine::{paths, staged, tidy};
@@ -37,32 +35,31 @@ pub(super) struct Seen {
     at: Instant,
 }
 
-impl Seen {
-    /// The view, which was at `uri`, as it is now.
-    pub(super) async fn look(
-        catalog: &Catalog,
-        request: &Request,
-        uri: String,
-        objects: Objects,
-        known: Known,
-    ) -> Result<Seen> {
-        let at = Instant::now();
-        let ((view, table), ledgers) = futures::try_join!(
-            view::reopen(catalog, &request.view, &uri),
-            Ledgers::open(&objects, request.full, known)
-        )?;
-        Ok(Seen {
-            view,
-            table,
-            ledgers,
-            at,
-        })
+impl<'a> Run<'a> {
+    /// The view and its ledgers as they are now. The future holds nothing of
+    /// the run: what is staged may change while it looks.
+    pub(super) fn look(&self) -> impl Future<Output = Result<Seen>> + use<'a> {
+        let (catalog, request) = (self.catalog, self.request);
+        let (uri, objects, known) = (self.uri.clone(), self.objects.clone(), self.known.clone());
+        async move {
+            let at = Instant::now();
+            let ((view, table), ledgers) = futures::try_join!(
+                view::reopen(catalog, &request.view, &uri),
+                Ledgers::open(&objects, request.full, known)
+            )?;
+            Ok(Seen {
+                view,
+                table,
+                ledgers,
+                at,
+            })
+        }
     }
 }
 
 impl Run<'_> {
-    /// The commit loop, which begins with what was seen `ahead`. Gives the view as the refresh left it, unless that
-    /// version has been cleaned up since. `Ok(None)`: the view or what is
+    /// The commit loop, which begins with what was seen `ahead`. Gives the view
+    /// as the refresh left it, unless that version has been cleaned up since. `Ok(None)`: the view or what is
     /// staged changed such that a new plan is needed.
     pub(super) async fn commit(
         &mut self,
@@ -220,18 +217,6 @@ impl Run<'_> {
         self.staged.retain(|id, _| !void.contains(id));
         self.void.extend(void);
         Ok(())
-    }
-
-    async fn look(&self) -> Result<Seen> {
-        let (catalog, objects) = (self.catalog, self.objects.clone());
-        Seen::look(
-            catalog,
-            self.request,
-            self.uri.clone(),
-            objects,
-            self.known.clone(),
-        )
-        .await
     }
 
     /// Writes what the view consists of once `judgement` is true of `table`.

@@ -165,13 +165,7 @@ impl Run<'_> {
         let request = self.request;
         let commits = request.index == 0;
         let last = Notify::new();
-        let look = Seen::look(
-            self.catalog,
-            request,
-            self.uri.clone(),
-            self.objects.clone(),
-            self.known.clone(),
-        );
+        let look = self.look();
         let ahead = async {
             last.notified().await;
             look.await
