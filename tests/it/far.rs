@@ -61,6 +61,19 @@ pub fn script(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_string()
 }
 
+/// Starts what is down of the second cluster. Whatever waits there for an API
+/// server that is away asks less and less often, and would notice its return
+/// only minutes later; so it begins anew.
+pub fn bring_back() {
+    assert!(try_bring_back(), "the second cluster does not come back");
+}
+
+fn try_bring_back() -> bool {
+    let waiting = ["controller-manager", "scheduler", "kubelet"];
+    let stopped = waiting.map(|component| try_script(&["kill", component]));
+    stopped.iter().all(|output| output.status.success()) && try_script(&["up"]).status.success()
+}
+
 fn kubeconfig() -> Kubeconfig {
     Kubeconfig::read_from(script(&["kubeconfig"])).unwrap()
 }
@@ -262,7 +275,7 @@ impl Far {
 impl Drop for Far {
     fn drop(&mut self) {
         // Whatever the test took down comes back for the next one.
-        if matches!(self._hold, Hold::Alone(_)) && !try_script(&["up"]).status.success() {
+        if matches!(self._hold, Hold::Alone(_)) && !try_bring_back() {
             // One panic is enough: a second one would end all tests.
             eprintln!("the second cluster does not come back");
         }
@@ -297,6 +310,18 @@ pub async fn give(operator: &Operator, kubeconfig: &Value) {
         .patch("far", &force, &Patch::Apply(secret))
         .await
         .unwrap();
+}
+
+/// What the second cluster says of all that runs in it, for a test that fails.
+pub fn shown() -> String {
+    let kinds = "nodes,jobs,pods";
+    let output = Command::new("kubectl")
+        .args(["--kubeconfig", &script(&["kubeconfig"])])
+        .args(["get", kinds, "-A", "-o", "wide", "--request-timeout=5s"])
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 /// Whether a refresh is held for a Job in another cluster.
