@@ -187,6 +187,7 @@ async fn forge(database: &Database) {
         refresh: asked.refresh.clone(),
         read_version,
         outcome: filled,
+        young: Vec::new(),
         added: 0,
         claims,
         partials: Vec::new(),

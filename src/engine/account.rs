@@ -196,7 +196,8 @@ async fn committed(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
         return Ok(Vec::new());
     };
     let claims = ledger.brought();
-    let times = ledger::written(objects, claims).await?;
+    let paths = claims.iter().flat_map(ledger::Claim::paths).collect();
+    let times = ledger::written(objects, paths).await?;
     Ok(claims
         .iter()
         .map(|claim| Unit {

@@ -12,11 +12,14 @@
 //!   own clock (lance deletes unreferenced files after seven days), and are
 //!   there when looked at just before the commit.
 //!
+//! Even a committed file can be lost: see [`Young`].
+//!
 //! A claim may hold a file less some rows: its fragment then names the deletion
 //! file that takes them out, as the view's Lance manifest does. Rows that were
 //! taken out of a committed claim ([`super::trim`]) are staged as one that is
 //! [`Claim::of`] the other: only the deletion files are new.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -51,6 +54,9 @@ const DATA_FOLDER: &str = "data";
 
 /// How long a cleanup may take.
 const CLEANUP: Duration = Duration::from_secs(24 * 3600);
+
+/// How exactly a ledger says when its claims were brought in.
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// "These files hold exactly the rows of these inputs."
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -163,9 +169,12 @@ pub struct Ledger {
     pub read_version: u64,
     /// What the refresh did; its view version is a guess until the commit landed.
     pub outcome: Outcome,
-    /// Every claim that the view consists of after the commit, those that it
-    /// brought in last.
+    /// Every claim that the view consists of after the commit: those that are
+    /// not [`Young`] first, then those that are, and last those that it brought in.
     pub claims: Vec<Claim>,
+    /// The young ones, by when they were brought in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub young: Vec<Brought>,
     /// How many it brought in.
     #[serde(default)]
     pub added: usize,
@@ -174,11 +183,101 @@ pub struct Ledger {
     pub partials: Vec<Partial>,
 }
 
+/// Claims that stand one after the other in a ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Brought {
+    /// No later than this they were brought in, in seconds since the epoch.
+    pub at: u64,
+    /// How many there are.
+    pub claims: usize,
+}
+
 impl Ledger {
     /// The claims that its commit brought in.
     pub fn brought(&self) -> &[Claim] {
         let kept = self.claims.len().saturating_sub(self.added);
         &self.claims[kept..]
+    }
+
+    /// Those that it brought in at `written`, and those that were young then, by
+    /// when they were brought in.
+    fn lately(&self, written: SystemTime) -> impl Iterator<Item = (SystemTime, &[Claim])> {
+        let young = self.young.iter().rev();
+        let young = young.scan(self.added, move |after, brought| {
+            let until = self.claims.len().saturating_sub(*after);
+            *after += brought.claims;
+            let from = self.claims.len().saturating_sub(*after);
+            let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(brought.at));
+            Some((at.unwrap_or(written), &self.claims[from..until]))
+        });
+        std::iter::once((written, self.brought())).chain(young)
+    }
+}
+
+/// The files of a view that may still be taken from it: when each was brought
+/// in, by its path relative to the view's folder.
+///
+/// Lance's own cleanup, told to delete unverified files, looks at the versions of
+/// a table, then at its files, and deletes those that no version has. What a
+/// commit brought in meanwhile goes with them, and the commit stands. So what
+/// was brought in is looked at, until that has been done once when no such
+/// cleanup can be left; and each ledger says which of its claims are that young,
+/// for the next commit lands before the cleanup deletes as well as after.
+#[derive(Clone, Debug, Default)]
+pub struct Young(HashMap<String, SystemTime>);
+
+impl Young {
+    /// Notes that `paths` came into the view no later than `at`; gives those that
+    /// were not known.
+    fn note(&mut self, paths: impl Iterator<Item = String>, at: SystemTime) -> Vec<String> {
+        let note = |path: &String| match self.0.entry(path.clone()) {
+            Entry::Occupied(mut known) => {
+                let latest = at.max(*known.get());
+                known.insert(latest);
+                false
+            }
+            Entry::Vacant(new) => {
+                new.insert(at);
+                true
+            }
+        };
+        paths.filter(note).collect()
+    }
+
+    /// Notes that `paths` have just been found in the view.
+    pub fn found(&mut self, paths: impl Iterator<Item = String>) {
+        let now = SystemTime::now();
+        for path in paths {
+            self.0.entry(path).or_insert(now);
+        }
+    }
+
+    /// The claims that a view keeps, in the order of a ledger, and which of them
+    /// are young. Those that are not any more have been looked at.
+    pub fn sort<'a>(&self, kept: &'a [Claim]) -> (Vec<&'a Claim>, Vec<Brought>) {
+        let now = SystemTime::now();
+        let hour = |at: &SystemTime| {
+            // A time to come, by this clock, is young.
+            let age = now.duration_since(*at).unwrap_or_default();
+            let since = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            (age <= CLEANUP).then(|| since.as_secs().next_multiple_of(HOUR.as_secs()))
+        };
+        let latest = |claim: &Claim| match self.0.is_empty() {
+            true => None,
+            false => claim
+                .paths()
+                .filter_map(|path| hour(self.0.get(&path)?))
+                .max(),
+        };
+        let mut kept: Vec<_> = kept.iter().map(|claim| (latest(claim), claim)).collect();
+        kept.sort_by_key(|(at, _)| *at);
+        let young = kept.chunk_by(|(a, _), (b, _)| a == b).filter_map(|same| {
+            let (at, claims) = (same.first()?.0?, same.len());
+            Some(Brought { at, claims })
+        });
+        let young = young.collect();
+        (kept.into_iter().map(|(_, claim)| claim).collect(), young)
     }
 }
 
@@ -297,7 +396,9 @@ pub struct Ledgers {
     objects: Objects,
     read: Vec<Arc<Ledger>>,
     known: Known,
-    /// The files of the newest that are not there.
+    /// The files that those read say were brought in lately.
+    young: Young,
+    /// Those of them that are not there.
     gone: HashSet<String>,
     /// Those yet to be read, the newest last.
     rest: Vec<Listed>,
@@ -321,6 +422,7 @@ impl Ledgers {
             objects: objects.clone(),
             read: Vec::new(),
             known,
+            young: Young::default(),
             gone: HashSet::new(),
             look: !trusted,
             settled: settled.filter(|name| rest.last().is_some_and(|l| l.name == *name)),
@@ -336,6 +438,11 @@ impl Ledgers {
         self.settled.as_deref()
     }
 
+    /// The files that were brought in lately, by those that have been read.
+    pub fn into_young(self) -> Young {
+        self.young
+    }
+
     /// What has been read, for the next look.
     pub fn into_known(self) -> Known {
         self.known
@@ -345,10 +452,7 @@ impl Ledgers {
     /// read). Their claims are returned as they are: the caller judges which of
     /// them stand.
     ///
-    /// Only those whose files are gone are left out. Lance's own cleanup, told to
-    /// delete unverified files, may take them from under a commit: it looks, the
-    /// commit lands, it deletes. So what the newest ledger brought in is looked
-    /// at, until that has been done once when no such cleanup can be left.
+    /// Only those whose files are gone are left out: see [`Young`].
     pub async fn of(&mut self, standing: &Standing) -> Result<&[Arc<Ledger>]> {
         loop {
             let accounted = self.read.iter().flat_map(|l| l.claims.iter());
@@ -375,10 +479,21 @@ impl Ledgers {
                 continue;
             };
             self.known.insert(listed.path, ledger.clone());
-            if self.read.is_empty() && self.look && self.settled.is_none() {
-                self.gone = absent(&self.objects, ledger.brought()).await?;
+            if self.settled.is_none() {
+                let mut paths = Vec::new();
+                for (at, claims) in ledger.lately(listed.modified) {
+                    let new = claims.iter().flat_map(Claim::paths);
+                    paths.extend(self.young.note(new, at));
+                }
+                if self.look {
+                    self.gone.extend(absent(&self.objects, paths).await?);
+                }
                 let age = SystemTime::now().duration_since(listed.modified);
-                if self.gone.is_empty() && age.is_ok_and(|age| age > CLEANUP) {
+                if self.look
+                    && self.gone.is_empty()
+                    && self.read.is_empty()
+                    && age.is_ok_and(|age| age > CLEANUP)
+                {
                     self.settled = Some(listed.name);
                 }
             }
@@ -393,20 +508,19 @@ impl Ledgers {
     }
 }
 
-/// The paths of the files of `claims` that are not there.
-async fn absent(objects: &Objects, claims: &[Claim]) -> Result<HashSet<String>> {
-    let there = written(objects, claims).await?;
-    let paths = claims.iter().flat_map(Claim::paths);
-    Ok(paths.filter(|path| !there.contains_key(path)).collect())
+/// Those of `paths`, relative to the view's folder, that are not there.
+async fn absent(objects: &Objects, paths: Vec<String>) -> Result<Vec<String>> {
+    let there = written(objects, paths.iter().cloned().collect()).await?;
+    let gone = paths.into_iter().filter(|path| !there.contains_key(path));
+    Ok(gone.collect())
 }
 
-/// When the files of `claims` were written, by their paths relative to the view's
-/// folder, of those that are there.
+/// When the files of these `paths` were written, relative to the view's folder
+/// like them, of those that are there.
 pub(super) async fn written(
     objects: &Objects,
-    claims: &[Claim],
+    paths: HashSet<String>,
 ) -> Result<HashMap<String, SystemTime>> {
-    let paths: HashSet<String> = claims.iter().flat_map(Claim::paths).collect();
     if paths.len() <= MANY {
         let paths = paths.into_iter().map(|path| {
             let at = objects.within(&path);
@@ -441,11 +555,14 @@ pub async fn surplus(objects: &Objects) -> Result<Vec<Path>> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeMap;
+
     use arrow_schema::{DataType, Field, Schema as ArrowSchema};
     use lance_file::version::ConcreteFileVersion;
     use lance_table::format::{DeletionFile, DeletionFileType};
 
     use super::*;
+    use crate::engine::outcome::Mode;
 
     pub fn columns() -> Columns {
         Columns::new(&schema(), ["a", "b"].into_iter())
@@ -553,6 +670,65 @@ pub(super) mod tests {
         let all: Vec<String> = trimmed.paths().collect();
         assert_eq!(all, ["data/x", "_deletions/4-1-1.arrow"]);
         assert_eq!(claim("x").written(), ["data/x"]);
+    }
+
+    #[test]
+    fn a_ledger_says_which_of_its_claims_are_young_and_since_when() {
+        let hour = 3600;
+        let now = SystemTime::now();
+        let ago = |hours: u64| now - Duration::from_secs(hours * hour);
+        let files = |claims: &[Claim]| -> Vec<String> {
+            claims
+                .iter()
+                .flat_map(|c| c.files())
+                .map(String::from)
+                .collect()
+        };
+        let mut young = Young::default();
+        for (path, hours) in [("data/x", 3), ("data/y", 30), ("data/z", 1), ("data/w", 3)] {
+            let new = young.note([path.to_string()].into_iter(), ago(hours));
+            assert_eq!(new, [path]);
+        }
+        // Older knowledge of the same is nothing new.
+        assert!(
+            young
+                .note(["data/z".to_string()].into_iter(), ago(9))
+                .is_empty()
+        );
+        young.found(["data/v".to_string(), "data/x".to_string()].into_iter());
+        let kept = ["x", "y", "z", "w", "u", "v"].map(claim);
+        let (kept, runs) = young.sort(&kept);
+        let mut claims: Vec<Claim> = kept.into_iter().cloned().collect();
+        assert_eq!(files(&claims), ["y", "u", "x", "w", "z", "v"]);
+        assert_eq!(runs.iter().map(|r| r.claims).collect::<Vec<_>>(), [2, 1, 1]);
+
+        claims.push(claim("new"));
+        let ledger = Ledger {
+            refresh: "r".into(),
+            read_version: 1,
+            outcome: Outcome {
+                mode: Mode::Incremental,
+                source_version: 1,
+                source_versions: BTreeMap::new(),
+                view_version: 2,
+                rows_written: 1,
+                bytes_written: 1,
+                units_total: 7,
+                units_kept: 6,
+                unindexed_rows: None,
+            },
+            claims,
+            young: runs,
+            added: 1,
+            partials: Vec::new(),
+        };
+        let lately: Vec<_> = ledger.lately(now).map(|(at, c)| (at, files(c))).collect();
+        let names: Vec<_> = lately.iter().map(|(_, files)| files.clone()).collect();
+        assert_eq!(names, [vec!["new"], vec!["v"], vec!["z"], vec!["x", "w"]]);
+        for ((at, _), hours) in lately[1..].iter().zip([0, 1, 3]) {
+            let late = at.duration_since(ago(hours)).unwrap();
+            assert!(late <= HOUR, "{late:?}");
+        }
     }
 
     #[test]

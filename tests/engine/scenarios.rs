@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::WriteMode;
 use lance::dataset::mem_wal::DatasetMemWalExt;
+use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance_namespace::LanceNamespace;
 use lance_namespace::models::{CreateNamespaceRequest, DeclareTableRequest};
 use lance_namespace_impls::DirectoryNamespaceBuilder;
@@ -287,6 +288,47 @@ async fn files_that_a_cleanup_took_from_under_a_commit_are_computed_again() {
         db.rows("v").await,
         db.evaluated(&SHAPES[0], Form::Plain, 1).await
     );
+}
+
+#[tokio::test]
+async fn files_that_a_cleanup_took_after_further_commits_are_computed_again() {
+    let take = |table: &Dataset, files: &[String]| {
+        let folder = std::path::Path::new(table.uri()).join("data");
+        for file in files {
+            std::fs::remove_file(folder.join(file)).unwrap();
+        }
+    };
+    let files = |table: &Dataset| -> Vec<String> {
+        let fragments = table.fragments().iter();
+        fragments.map(|f| f.files[0].path.clone()).collect()
+    };
+    for compacted in [false, true] {
+        let mut db = filled(true).await;
+        db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+        db.refresh("v").await.unwrap();
+        if compacted {
+            let mut table = db.open("v").await;
+            let options = CompactionOptions::default();
+            compact_files(&mut table, options, None).await.unwrap();
+        }
+        let taken = files(&db.open("v").await);
+        for _ in 0..3 {
+            let more = db.batch(20);
+            db.write(more, WriteMode::Append, 30).await;
+            let done = db.refresh("v").await.unwrap();
+            assert_eq!(done.mode, Mode::Incremental);
+        }
+        let now = files(&db.open("v").await);
+        assert!(taken.iter().all(|file| now.contains(file)), "{now:?}");
+        take(&db.open("v").await, &taken);
+        let mended = db.refresh("v").await.unwrap();
+        assert!(mended.rows_written > 0, "{mended:?}");
+        assert_eq!(
+            db.rows("v").await,
+            db.evaluated(&SHAPES[0], Form::Plain, mended.source_version)
+                .await
+        );
+    }
 }
 
 #[tokio::test]

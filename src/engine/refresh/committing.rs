@@ -13,7 +13,7 @@ use crate::engine::compute::task_ids;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Fingerprint;
 use crate::engine::history::History;
-use crate::engine::ledger::{Claim, Ledger, Ledgers};
+use crate::engine::ledger::{Claim, Ledger, Ledgers, Young};
 use crate::engine::outcome::Outcome;
 use crate::engine::plan::Judgement;
 use crate::engine::view::{self, ViewInfo};
@@ -95,6 +95,8 @@ impl Run<'_> {
             self.settled = ledgers.settled().map(str::to_string);
             let judged = self.judge(work, &table, &mut ledgers).await?;
             let (judgement, carried) = (judged.now, judged.carried);
+            let mut young = ledgers.into_young();
+            young.found(judged.unheard.into_iter());
             if judgement.is_done() {
                 let units = judgement.claims().count() as u64;
                 let outcome = history
@@ -102,7 +104,7 @@ impl Run<'_> {
                     .unwrap_or_else(|| work.unchanged(units, table.version().version));
                 if carried {
                     // The compactions that it took are cleaned up some day.
-                    self.write_ledger(work, &table, &outcome, &judgement)
+                    self.write_ledger(work, &table, &outcome, &judgement, &young)
                         .await?;
                 }
                 return Ok(Some((outcome, Some(table))));
@@ -125,7 +127,7 @@ impl Run<'_> {
             let outcome = work.outcome(&judgement, &table, request.full);
             let manifest = table.manifest_location();
             let (ledger, looked, stands) = futures::try_join!(
-                self.write_ledger(work, &table, &outcome, &judgement),
+                self.write_ledger(work, &table, &outcome, &judgement, &young),
                 staged::look(&self.objects, judgement.brought()),
                 self.objects.has(&manifest.path, manifest.size)
             )?;
@@ -219,13 +221,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes what the view consists of once `judgement` is true of `table`.
+    /// Writes what the view consists of once `judgement` is true of `table`, and
+    /// what of it is still `young`.
     async fn write_ledger(
         &self,
         work: &Work,
         table: &Dataset,
         outcome: &Outcome,
         judgement: &Judgement,
+        young: &Young,
     ) -> Result<Path> {
         let refresh = &self.request.refresh;
         let read_version = table.version().version;
@@ -235,12 +239,14 @@ impl Run<'_> {
             refresh,
             &uuid::Uuid::new_v4().simple().to_string()[..8],
         );
-        let claims = judgement.claims();
+        let (kept, young) = young.sort(&judgement.kept);
+        let claims = kept.into_iter().chain(judgement.brought());
         let ledger = Ledger {
             refresh: refresh.clone(),
             read_version,
             outcome: outcome.clone(),
             claims: claims.cloned().map(Claim::committed).collect(),
+            young,
             added: judgement.brought().count(),
             partials: work.plan.partials.clone(),
         };

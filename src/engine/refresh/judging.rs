@@ -19,6 +19,8 @@ pub(super) struct Judged {
     /// Whether claims that count are in no ledger as they are: carried over
     /// compactions, or of others that have lost no row.
     pub(super) carried: bool,
+    /// The files of claims that no ledger speaks of.
+    pub(super) unheard: Vec<String>,
     /// Committed claims that stand and do not count, where something is missing.
     pub(super) loose: Vec<Claim>,
     /// The version of the first source that the newest of them are true of.
@@ -51,6 +53,7 @@ impl Run<'_> {
             .cloned()
             .partition(|claim| ids.contains(&claim.id()));
         let mut carried = Vec::new();
+        let mut unheard = Vec::new();
 
         if let Some(since) = read_version
             && !standing.unaccounted(committed.iter()).is_empty()
@@ -61,6 +64,7 @@ impl Run<'_> {
                 let versions = since + 1..=table.version().version;
                 let moves = carry::rewrites(table, versions).await?;
                 carried.extend(carry::over_view(&gone, &moves, &work.columns(table)));
+                unheard.extend(carried.iter().flat_map(Claim::paths));
                 committed.extend(carried.iter().cloned());
             }
         }
@@ -83,6 +87,8 @@ impl Run<'_> {
         let carried: HashSet<_> = carried.iter().map(key).collect();
         let is_carried = |c: &Claim| !carried.is_empty() && carried.contains(&key(c));
         let carried = now.kept.iter().any(|c| !c.of.is_empty() || is_carried(c));
+        let landed = now.kept.iter().filter(|c| !c.of.is_empty());
+        unheard.extend(landed.flat_map(Claim::paths));
         if now.missing.is_empty() {
             // Nobody asks: to name a hundred thousand claims takes its time.
             committed.clear();
@@ -92,6 +98,7 @@ impl Run<'_> {
         }
         Ok(Judged {
             carried,
+            unheard,
             loose: committed,
             since: newest.first().copied().unwrap_or_default(),
             now,
