@@ -8,13 +8,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::time::Duration;
 
 use futures::{Stream, TryStreamExt};
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
-use kube::Resource;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -74,10 +78,38 @@ impl<K: Resource> Resource for Lean<K> {
 
 impl kube::api::Log for Lean<Pod> {}
 
-/// The same events, of the objects themselves.
-pub fn objects<K>(
-    events: impl Stream<Item = watcher::Result<Event<Lean<K>>>>,
-) -> impl Stream<Item = watcher::Result<Event<K>>> {
+/// How long a watch that broke off waits at most before it begins again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// The usual pauses, but none longer than [`AGAIN`]: few watch, and what they
+/// missed while the API server was away is waited for.
+#[derive(Default)]
+struct Soon(DefaultBackoff);
+
+impl Iterator for Soon {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(AGAIN))
+    }
+}
+
+impl Backoff for Soon {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+/// A watch, of the objects themselves.
+pub fn watch<K>(
+    api: Api<Lean<K>>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send + use<K>
+where
+    K: Resource + Parse + Clone + Debug + Send + 'static,
+    K::DynamicType: Default,
+{
+    let events = watcher(api, config).backoff(Soon::default());
     events.map_ok(|event| match event {
         Event::Apply(Lean(object)) => Event::Apply(object),
         Event::Delete(Lean(object)) => Event::Delete(object),
@@ -246,6 +278,17 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn a_watch_that_breaks_off_again_and_again_still_begins_again_soon() {
+        let mut pauses = Soon::default();
+        let first: Vec<Duration> = pauses.by_ref().take(20).collect();
+        assert!(first[0] < Duration::from_secs(2), "{first:?}");
+        assert_eq!(first[19], AGAIN);
+        assert!(first.iter().all(|pause| *pause <= AGAIN), "{first:?}");
+        pauses.reset();
+        assert!(pauses.next().is_some_and(|p| p < Duration::from_secs(2)));
+    }
 
     fn metadata() -> Value {
         json!({

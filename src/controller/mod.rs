@@ -76,7 +76,7 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::Reporter;
 use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, predicates};
 use kube::{Api, Client, Resource, ResourceExt};
 use thiserror::Error;
@@ -331,8 +331,7 @@ where
     K: Send + 'static,
     K::DynamicType: Default,
 {
-    let events = watcher(Api::namespaced(client.clone(), namespace), config);
-    lean::objects(events.default_backoff())
+    lean::watch(Api::namespaced(client.clone(), namespace), config)
 }
 
 /// What comes within [`TOGETHER`] of one another, each thing once.

@@ -264,7 +264,7 @@ fn watch<K>(
     K: Resource<DynamicType = ()> + Parse + Clone + Debug + Send + Sync + 'static,
 {
     let config = watcher::Config::default().labels(labels);
-    let changes = lean::objects(watcher(api.clone(), config).default_backoff())
+    let changes = lean::watch(api.clone(), config)
         .reflect(writer)
         .touched_objects()
         .for_each(move |object| {
