@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::engine::catalog::Catalog;
 use crate::engine::error::EngineError;
-use crate::engine::view::{self, ViewInfo};
+use crate::engine::view::{self, KnownViews, ViewInfo};
 use crate::resources::{MaterializedViewRefreshSpec, RefreshClusterSpec, reasons};
 
 /// What the world says against a refresh.
@@ -88,6 +88,17 @@ pub async fn view(
     let (info, table) = view::open(catalog, &spec.view).await?;
     judge(&info, spec)?;
     Ok((info, table))
+}
+
+/// As [`view`], for those who need to know only that. What is `known` of it is
+/// not looked at again.
+pub async fn is_refreshable(
+    catalog: &Catalog,
+    known: &KnownViews,
+    spec: &MaterializedViewRefreshSpec,
+) -> Result<(), WorldError> {
+    let info = known.inspect(catalog, &spec.view).await?;
+    Ok(judge(&info, spec)?)
 }
 
 /// Whether a view that was looked at can be refreshed as `spec` asks.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -32,6 +32,9 @@ const FOLDER_SUFFIX: &str = ".lance";
 
 /// What it puts into the folder of a table that is no longer one of its own.
 const DEREGISTERED: &str = ".lance-deregistered";
+
+/// Where Lance keeps a table's versions, in its folder.
+const VERSIONS_DIR: &str = "_versions";
 
 /// Whose catalog it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,21 +232,36 @@ impl Catalog {
         format!("{}/{name}{FOLDER_SUFFIX}", self.root.trim_end_matches('/'))
     }
 
-    /// Whether a local directory has the folder of table `name`, told by two
-    /// calls where the namespace lists the folder. None: for the namespace to say.
-    fn look_for(&self, name: &str) -> Option<bool> {
+    /// The folder of table `name` in a local directory, whose parts are called
+    /// as they are.
+    fn folder_of(&self, name: &str) -> Option<PathBuf> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
         if !self.is_local() || !name.chars().all(is_plain) {
             return None;
         }
         let uri = self.uri_of(name);
-        let folder = Path::new(uri.strip_prefix("file://").unwrap_or(&uri));
+        Some(PathBuf::from(uri.strip_prefix("file://").unwrap_or(&uri)))
+    }
+
+    /// Whether a local directory has the folder of table `name`, told by two
+    /// calls where the namespace lists the folder. None: for the namespace to say.
+    fn look_for(&self, name: &str) -> Option<bool> {
+        let folder = self.folder_of(name)?;
         let there = |path: &Path| match path.metadata() {
             Ok(_) => Some(true),
             Err(error) if error.kind() == ErrorKind::NotFound => Some(false),
             Err(_) => None,
         };
-        Some(there(folder)? && !there(&folder.join(DEREGISTERED))?)
+        Some(there(&folder)? && !there(&folder.join(DEREGISTERED))?)
+    }
+
+    /// Where the versions of table `id` are, if that is a local folder which may
+    /// be looked at then and there.
+    pub(super) fn versions_of(&self, id: &[String]) -> Option<PathBuf> {
+        match (id, self.store.is_inline()) {
+            ([name], true) => Some(self.folder_of(name)?.join(VERSIONS_DIR)),
+            _ => None,
+        }
     }
 
     /// What an answer of the catalog about `table` means that is none.

@@ -45,6 +45,7 @@ use tracing::Instrument;
 use crate::catalog::SharedCatalog;
 use crate::engine::catalog::Catalog;
 use crate::engine::error::EngineError;
+use crate::engine::view::KnownViews;
 use crate::telemetry::Metrics;
 use auth::Access;
 use auth::credential::{Caller, Credential};
@@ -59,6 +60,8 @@ pub struct Api {
     pub store: store::Store,
     /// Where views are found.
     pub catalog: SharedCatalog,
+    /// What they are.
+    views: KnownViews,
     /// Whether callers' credentials are shown to the catalog, which is then a REST catalog.
     pub forwards: bool,
     /// Requests that run; a shutdown waits for them.
@@ -83,6 +86,7 @@ impl Api {
             forwards,
             store: store::Store::new(client, namespace),
             catalog,
+            views: KnownViews::default(),
             tasks: TaskTracker::new(),
             requests: observe::Requests::register(metrics),
             searches: jobs::Searches::default(),

@@ -70,10 +70,10 @@ pub async fn refresh(
     };
     let looked = async {
         let catalog = api.catalog_of(&caller).await?;
-        let spec = Arc::new(spec.clone());
+        let (spec, known) = (Arc::new(spec.clone()), api.views.clone());
         let look = move |catalog| {
-            let spec = spec.clone();
-            async move { world::view(&catalog, &spec).await.map(drop) }
+            let (spec, known) = (spec.clone(), known.clone());
+            async move { world::is_refreshable(&catalog, &known, &spec).await }
         };
         api.catalog.look(catalog, look).await
     };

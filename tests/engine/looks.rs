@@ -2,14 +2,17 @@
 //! other look sees: whatever the tables are called, indices and all.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use arrow_array::RecordBatchIterator;
 use lance::Dataset;
 use lance::dataset::{WriteMode, WriteParams};
+use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use relance::catalog::{SharedCatalog, Source};
 use relance::engine::catalog::Catalog;
+use relance::engine::error::EngineError;
 use relance::engine::freshness::{self, Freshness};
-use relance::engine::view;
+use relance::engine::view::{self, KnownViews};
 use relance::telemetry::Metrics;
 
 use crate::support::{Db, Form, rows_of};
@@ -128,4 +131,64 @@ async fn a_look_in_a_thread_for_looks_finds_the_tables_that_the_namespace_has() 
         }
         assert_eq!(found, 1, "{root}");
     }
+}
+
+/// A view that is asked after again and again is read once, until a version of
+/// it comes or it is another table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_view_is_is_read_again_when_its_versions_change() {
+    let db = Db::new(true);
+    db.write(rows_of((0..5).collect()), WriteMode::Create, 5)
+        .await;
+    db.create_view("v", "SELECT id FROM src", Form::Plain).await;
+    let shared = shared(&db);
+    let known = KnownViews::default();
+    let sql = async || {
+        let catalog = shared.get().await.unwrap();
+        let look = |catalog| {
+            let known = known.clone();
+            async move { known.inspect(&catalog, &["v".to_string()]).await }
+        };
+        let found = shared.look(catalog, look).await.unwrap();
+        found.map(|info| info.raw.clone())
+    };
+    let versions = std::path::PathBuf::from(db.path("v")).join("_versions");
+    let aside = db.folder.path().join("aside");
+    let age = |seconds: u64| {
+        let then = SystemTime::now() - Duration::from_secs(seconds);
+        let folder = std::fs::File::open(&versions).unwrap();
+        folder.set_modified(then).unwrap();
+        then
+    };
+    // Of a folder that has just changed nothing is kept.
+    let first = sql().await.unwrap();
+    std::fs::rename(&versions, &aside).unwrap();
+    std::fs::create_dir(&versions).unwrap();
+    assert!(sql().await.is_err());
+    std::fs::remove_dir(&versions).unwrap();
+    std::fs::rename(&aside, &versions).unwrap();
+    // What has been so for a while is kept: nobody reads what is in it now.
+    let then = age(60);
+    assert_eq!(sql().await.unwrap(), first);
+    let manifest = std::fs::read_dir(&versions).unwrap().next().unwrap();
+    let manifest = manifest.unwrap().path();
+    std::fs::rename(&manifest, &aside).unwrap();
+    std::fs::File::open(&versions)
+        .unwrap()
+        .set_modified(then)
+        .unwrap();
+    assert_eq!(sql().await.unwrap(), first);
+    // With the manifest back it is another time, and another version comes.
+    std::fs::rename(&aside, &manifest).unwrap();
+    let other = definition_metadata_from_sql("SELECT id + 1 AS id FROM src");
+    let mut table = db.open("v").await;
+    let values = [(DEFINITION_META_KEY, other.as_str())];
+    table.update_schema_metadata(values).await.unwrap();
+    assert_ne!(sql().await.unwrap(), first);
+    age(50);
+    assert_ne!(sql().await.unwrap(), first);
+    // Gone is gone.
+    std::fs::rename(db.path("v"), &aside).unwrap();
+    let error = sql().await.unwrap_err();
+    assert!(matches!(error, EngineError::ViewNotFound { .. }), "{error}");
 }

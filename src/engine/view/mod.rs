@@ -9,6 +9,7 @@
 pub mod general;
 pub mod geneva;
 pub mod grouped;
+mod known;
 pub mod lancedb;
 pub mod merge;
 mod output;
@@ -23,6 +24,7 @@ use ::lancedb::materialized_view::MaterializedViewDefinition;
 use lance::Dataset;
 
 use self::general::names::Query;
+pub use self::known::KnownViews;
 use super::catalog::{Catalog, DELIMITER};
 use super::error::{EngineError, Result};
 
