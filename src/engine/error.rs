@@ -50,6 +50,16 @@ pub enum EngineError {
         /// The version asked for.
         version: u64,
     },
+    /// The source's latest version names a file that is not there.
+    #[error(
+        "a source table of view '{view}' is damaged, its latest version names a file that is gone ({why}); restore the file, or the table to a version before it, and refresh again"
+    )]
+    SourceDamaged {
+        /// The view.
+        view: String,
+        /// The store's own words.
+        why: String,
+    },
     /// The stored definition cannot be evaluated over the source as it is now.
     #[error("the definition of view '{view}' no longer fits: {why}")]
     DefinitionMismatch {
@@ -135,6 +145,7 @@ impl EngineError {
             EngineError::Unsupported { .. } => "Unsupported",
             EngineError::SourceNotFound { .. } => "SourceNotFound",
             EngineError::SourceVersionGone { .. } => "SourceVersionGone",
+            EngineError::SourceDamaged { .. } => "SourceDamaged",
             EngineError::DefinitionMismatch { .. } => "DefinitionMismatch",
             EngineError::EvaluationFailed { .. } => "EvaluationFailed",
             EngineError::IncarnationMismatch { .. } => "IncarnationMismatch",

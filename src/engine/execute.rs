@@ -49,8 +49,9 @@ pub struct Workbench {
 /// Why a unit was not computed.
 #[derive(Debug)]
 pub enum UnitError {
-    /// A file of the source version is gone: it was cleaned up meanwhile.
-    SourceGone,
+    /// A file of the source version is gone, in the store's own words: it was
+    /// cleaned up meanwhile, mostly.
+    SourceGone(String),
     /// The query needs more memory than it may have.
     OutOfMemory(EngineError),
     /// Anything else.
@@ -167,7 +168,7 @@ impl Workbench {
         match self.stage(rows, inputs.collect()).await {
             Ok(claim) => Ok(Some(claim)),
             // The view's version was cleaned up meanwhile.
-            Err(UnitError::SourceGone) => Ok(None),
+            Err(UnitError::SourceGone(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -247,7 +248,7 @@ impl Workbench {
     /// rows cannot be computed, whoever tries).
     pub fn sort(&self, error: lance::Error) -> UnitError {
         let mut of_storage = matches!(error, lance::Error::IO { .. });
-        let mut missing = is_missing(&error);
+        let mut missing = is_missing(&error) || error.is_not_found();
         let mut out_of_memory = false;
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(current) = cause {
@@ -263,7 +264,7 @@ impl Workbench {
                 out_of_memory |= matches!(query, DataFusionError::ResourcesExhausted(_));
             } else if let Some(lance) = current.downcast_ref::<lance::Error>() {
                 of_storage |= matches!(lance, lance::Error::IO { .. });
-                missing |= is_missing(lance);
+                missing |= is_missing(lance) || lance.is_not_found();
             }
             // What lance passes through counts itself, not just its causes.
             let passed = current.downcast_ref::<lance::Error>();
@@ -281,7 +282,7 @@ impl Workbench {
                 ),
             })
         } else if missing {
-            UnitError::SourceGone
+            UnitError::SourceGone(first_line(&error.to_string()))
         } else if of_storage {
             UnitError::Other(EngineError::Unavailable {
                 what: format!(

@@ -46,8 +46,8 @@ pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
 pub const LEDGERS_KEPT: usize = 16;
 
 /// When more files are to be looked at, the folder is listed: a thousand in one
-/// call.
-const MANY: usize = 512;
+/// call, but one call after the other, and of files that nobody needs as well.
+const MANY: usize = 2048;
 
 /// The folder of a table's data files in its own.
 const DATA_FOLDER: &str = "data";

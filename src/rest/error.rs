@@ -98,6 +98,7 @@ impl From<EngineError> for ApiError {
             }
             EngineError::SourceVersionGone { .. } => ApiError::VersionNotFound(sentence),
             EngineError::NotAView { .. }
+            | EngineError::SourceDamaged { .. }
             | EngineError::DefinitionMismatch { .. }
             | EngineError::EvaluationFailed { .. }
             | EngineError::InvalidInput(_) => ApiError::InvalidInput(sentence),

@@ -12,6 +12,7 @@ mod interop;
 mod kills;
 mod limited;
 mod looks;
+mod lost;
 mod overlays;
 mod races;
 mod remote;

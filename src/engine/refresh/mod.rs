@@ -25,9 +25,11 @@ use super::compute::{claims, compute, task_ids};
 use super::error::{EngineError, Result};
 use super::execute::UnitError;
 use super::fingerprint::Fingerprint;
+use super::freshness;
 use super::ledger::{Claim, Known};
 use super::outcome::{self, Outcome};
 use super::partials;
+use super::plan::Pinned;
 pub use super::request::{Progress, Request};
 use super::store::Objects;
 use super::tidy::Rubbish;
@@ -75,6 +77,8 @@ async fn run(
         settled: None,
         known: Known::new(),
     };
+    // What a file was missing of when that was tried last.
+    let mut missed: Vec<Pinned> = Vec::new();
     for n in 1..=MAX_PLANS {
         let mut work = match run.plan(n).await? {
             Planned::Work(work) => work,
@@ -101,7 +105,7 @@ async fn run(
                 run.take_in(&work).await?;
                 ahead
             }
-            Err(UnitError::SourceGone) => {
+            Err(UnitError::SourceGone(why)) => {
                 if request.src_version.is_some() {
                     return Err(EngineError::SourceVersionGone {
                         table: work
@@ -112,7 +116,12 @@ async fn run(
                         version: request.src_version.unwrap_or_default(),
                     });
                 }
+                if missed == work.plan.sources && run.reads_latest(&work).await? {
+                    let view = work.view.name();
+                    return Err(EngineError::SourceDamaged { view, why });
+                }
                 info!("the source version was cleaned up meanwhile; planning anew");
+                missed = work.plan.sources;
                 continue;
             }
             Err(UnitError::Other(error) | UnitError::OutOfMemory(error)) => return Err(error),
@@ -197,6 +206,18 @@ impl Run<'_> {
         }
         // What went wrong goes wrong again, or does not.
         Ok(seen.and_then(Result::ok))
+    }
+
+    /// Whether the versions of the sources that `work` reads are their latest, of
+    /// which no clean-up takes a file.
+    async fn reads_latest(&self, work: &Work) -> Result<bool> {
+        for (id, pinned) in work.view.sources.iter().zip(&work.plan.sources) {
+            let source = freshness::open_source(self.catalog, &work.view, id, None).await?;
+            if Pinned::of(&source) != *pinned {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// One worker commits: together they would only get in each other's way.

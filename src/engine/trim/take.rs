@@ -42,7 +42,7 @@ impl Workbench {
     ) -> std::result::Result<Option<Claim>, UnitError> {
         match self.taken_out(trim, inputs).await {
             // What computes the unit will say what is wrong.
-            Err(UnitError::SourceGone | UnitError::OutOfMemory(_)) => Ok(None),
+            Err(UnitError::SourceGone(_) | UnitError::OutOfMemory(_)) => Ok(None),
             Err(UnitError::Other(EngineError::EvaluationFailed { why, .. })) => {
                 debug!(why, "rows could not be taken out of a unit");
                 Ok(None)
