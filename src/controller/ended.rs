@@ -27,6 +27,9 @@ use crate::resources::MaterializedViewRefresh;
 /// Looks at a time: many may be due at once when an operator starts.
 const AT_ONCE: usize = 8;
 
+/// How long a watch may be behind another.
+const BEHIND: Duration = Duration::from_secs(1);
+
 /// The longest sleep: clocks are set now and then.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -90,9 +93,7 @@ fn until(at: Timestamp) -> Duration {
 async fn look(ctx: &Arc<Context>, name: &str) -> Option<Duration> {
     let namespace = ctx.refreshes.namespace().unwrap_or_default();
     let active = ObjectRef::new(name).within(namespace);
-    if ctx.known.refreshes.get(&active).is_some() {
-        return None;
-    }
+    let is_active = ctx.known.refreshes.get(&active).is_some();
     let found = match ctx.refreshes.get_opt(name).await {
         Ok(found) => found?.0,
         Err(error) => {
@@ -101,13 +102,36 @@ async fn look(ctx: &Arc<Context>, name: &str) -> Option<Duration> {
         }
     };
     ctx.went_on(name);
-    if !found.phase().is_terminal() {
-        return None;
+    match turn(&found, is_active) {
+        Turn::Never => return None,
+        Turn::Later => return Some(BEHIND),
+        Turn::Now => {}
     }
     let refresh = Arc::new(found);
     match reconcile::pass(refresh.clone(), ctx).await {
         Ok(again) => again,
         Err(error) => Some(reconcile::broke_off(&refresh, &error, ctx)),
+    }
+}
+
+/// Whether an ended refresh is looked at.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    Now,
+    Later,
+    Never,
+}
+
+/// The turn of a refresh as the API server has it now, which the watch of what
+/// has not ended shows still, or does not.
+fn turn(found: &MaterializedViewRefresh, is_active: bool) -> Turn {
+    match (found.phase().is_terminal(), is_active) {
+        // The controller's own, until the watch of ended ones shows it.
+        (false, _) => Turn::Never,
+        // That watch is a moment behind this one, and its pass may be under
+        // way; but nobody else will come back to it.
+        (true, true) => Turn::Later,
+        (true, false) => Turn::Now,
     }
 }
 
@@ -218,6 +242,18 @@ mod tests {
         refresh.spec.forwarded_credential = true;
         let due = next_look(&refresh).expect("due");
         assert!(due <= Timestamp::now());
+    }
+
+    #[test]
+    fn one_that_another_watch_still_shows_as_active_is_come_back_to() {
+        let mut refresh = ended(None);
+        assert_eq!(turn(&refresh, true), Turn::Later);
+        assert_eq!(turn(&refresh, false), Turn::Now);
+        if let Some(status) = &mut refresh.status {
+            status.phase = Phase::Running;
+        }
+        assert_eq!(turn(&refresh, true), Turn::Never);
+        assert_eq!(turn(&refresh, false), Turn::Never);
     }
 
     #[test]
