@@ -19,7 +19,6 @@
 //! taken out of a committed claim ([`super::trim`]) are staged as one that is
 //! [`Claim::of`] the other: only the deletion files are new.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -37,6 +36,7 @@ use super::outcome::Outcome;
 use super::partials::Partial;
 use super::paths;
 use super::store::{Listed, Objects};
+use super::young::{Brought, CLEANUP, Young};
 
 /// How long a staged file may be used.
 pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
@@ -51,12 +51,6 @@ const MANY: usize = 2048;
 
 /// The folder of a table's data files in its own.
 const DATA_FOLDER: &str = "data";
-
-/// How long a cleanup may take.
-const CLEANUP: Duration = Duration::from_secs(24 * 3600);
-
-/// How exactly a ledger says when its claims were brought in.
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// "These files hold exactly the rows of these inputs."
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -183,16 +177,6 @@ pub struct Ledger {
     pub partials: Vec<Partial>,
 }
 
-/// Claims that stand one after the other in a ledger.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Brought {
-    /// No later than this they were brought in, in seconds since the epoch.
-    pub at: u64,
-    /// How many there are.
-    pub claims: usize,
-}
-
 impl Ledger {
     /// The claims that its commit brought in.
     pub fn brought(&self) -> &[Claim] {
@@ -202,7 +186,10 @@ impl Ledger {
 
     /// Those that it brought in at `written`, and those that were young then, by
     /// when they were brought in.
-    fn lately(&self, written: SystemTime) -> impl Iterator<Item = (SystemTime, &[Claim])> {
+    pub(super) fn lately(
+        &self,
+        written: SystemTime,
+    ) -> impl Iterator<Item = (SystemTime, &[Claim])> {
         let young = self.young.iter().rev();
         let young = young.scan(self.added, move |after, brought| {
             let until = self.claims.len().saturating_sub(*after);
@@ -212,72 +199,6 @@ impl Ledger {
             Some((at.unwrap_or(written), &self.claims[from..until]))
         });
         std::iter::once((written, self.brought())).chain(young)
-    }
-}
-
-/// The files of a view that may still be taken from it: when each was brought
-/// in, by its path relative to the view's folder.
-///
-/// Lance's own cleanup, told to delete unverified files, looks at the versions of
-/// a table, then at its files, and deletes those that no version has. What a
-/// commit brought in meanwhile goes with them, and the commit stands. So what
-/// was brought in is looked at, until that has been done once when no such
-/// cleanup can be left; and each ledger says which of its claims are that young,
-/// for the next commit lands before the cleanup deletes as well as after.
-#[derive(Clone, Debug, Default)]
-pub struct Young(HashMap<String, SystemTime>);
-
-impl Young {
-    /// Notes that `paths` came into the view no later than `at`; gives those that
-    /// were not known.
-    fn note(&mut self, paths: impl Iterator<Item = String>, at: SystemTime) -> Vec<String> {
-        let note = |path: &String| match self.0.entry(path.clone()) {
-            Entry::Occupied(mut known) => {
-                let latest = at.max(*known.get());
-                known.insert(latest);
-                false
-            }
-            Entry::Vacant(new) => {
-                new.insert(at);
-                true
-            }
-        };
-        paths.filter(note).collect()
-    }
-
-    /// Notes that `paths` have just been found in the view.
-    pub fn found(&mut self, paths: impl Iterator<Item = String>) {
-        let now = SystemTime::now();
-        for path in paths {
-            self.0.entry(path).or_insert(now);
-        }
-    }
-
-    /// The claims that a view keeps, in the order of a ledger, and which of them
-    /// are young. Those that are not any more have been looked at.
-    pub fn sort<'a>(&self, kept: &'a [Claim]) -> (Vec<&'a Claim>, Vec<Brought>) {
-        let now = SystemTime::now();
-        let hour = |at: &SystemTime| {
-            // A time to come, by this clock, is young.
-            let age = now.duration_since(*at).unwrap_or_default();
-            let since = at.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-            (age <= CLEANUP).then(|| since.as_secs().next_multiple_of(HOUR.as_secs()))
-        };
-        let latest = |claim: &Claim| match self.0.is_empty() {
-            true => None,
-            false => claim
-                .paths()
-                .filter_map(|path| hour(self.0.get(&path)?))
-                .max(),
-        };
-        let mut kept: Vec<_> = kept.iter().map(|claim| (latest(claim), claim)).collect();
-        kept.sort_by_key(|(at, _)| *at);
-        let young = kept.chunk_by(|(a, _), (b, _)| a == b).filter_map(|same| {
-            let (at, claims) = (same.first()?.0?, same.len());
-            Some(Brought { at, claims })
-        });
-        let young = young.collect();
-        (kept.into_iter().map(|(_, claim)| claim).collect(), young)
     }
 }
 
@@ -555,14 +476,11 @@ pub async fn surplus(objects: &Objects) -> Result<Vec<Path>> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::BTreeMap;
-
     use arrow_schema::{DataType, Field, Schema as ArrowSchema};
     use lance_file::version::ConcreteFileVersion;
     use lance_table::format::{DeletionFile, DeletionFileType};
 
     use super::*;
-    use crate::engine::outcome::Mode;
 
     pub fn columns() -> Columns {
         Columns::new(&schema(), ["a", "b"].into_iter())
@@ -608,7 +526,7 @@ pub(super) mod tests {
         fragment
     }
 
-    fn claim(path: &str) -> Claim {
+    pub fn claim(path: &str) -> Claim {
         Claim {
             inputs: vec![Fingerprint::of_text(path)],
             refresh: "r".into(),
@@ -670,65 +588,6 @@ pub(super) mod tests {
         let all: Vec<String> = trimmed.paths().collect();
         assert_eq!(all, ["data/x", "_deletions/4-1-1.arrow"]);
         assert_eq!(claim("x").written(), ["data/x"]);
-    }
-
-    #[test]
-    fn a_ledger_says_which_of_its_claims_are_young_and_since_when() {
-        let hour = 3600;
-        let now = SystemTime::now();
-        let ago = |hours: u64| now - Duration::from_secs(hours * hour);
-        let files = |claims: &[Claim]| -> Vec<String> {
-            claims
-                .iter()
-                .flat_map(|c| c.files())
-                .map(String::from)
-                .collect()
-        };
-        let mut young = Young::default();
-        for (path, hours) in [("data/x", 3), ("data/y", 30), ("data/z", 1), ("data/w", 3)] {
-            let new = young.note([path.to_string()].into_iter(), ago(hours));
-            assert_eq!(new, [path]);
-        }
-        // Older knowledge of the same is nothing new.
-        assert!(
-            young
-                .note(["data/z".to_string()].into_iter(), ago(9))
-                .is_empty()
-        );
-        young.found(["data/v".to_string(), "data/x".to_string()].into_iter());
-        let kept = ["x", "y", "z", "w", "u", "v"].map(claim);
-        let (kept, runs) = young.sort(&kept);
-        let mut claims: Vec<Claim> = kept.into_iter().cloned().collect();
-        assert_eq!(files(&claims), ["y", "u", "x", "w", "z", "v"]);
-        assert_eq!(runs.iter().map(|r| r.claims).collect::<Vec<_>>(), [2, 1, 1]);
-
-        claims.push(claim("new"));
-        let ledger = Ledger {
-            refresh: "r".into(),
-            read_version: 1,
-            outcome: Outcome {
-                mode: Mode::Incremental,
-                source_version: 1,
-                source_versions: BTreeMap::new(),
-                view_version: 2,
-                rows_written: 1,
-                bytes_written: 1,
-                units_total: 7,
-                units_kept: 6,
-                unindexed_rows: None,
-            },
-            claims,
-            young: runs,
-            added: 1,
-            partials: Vec::new(),
-        };
-        let lately: Vec<_> = ledger.lately(now).map(|(at, c)| (at, files(c))).collect();
-        let names: Vec<_> = lately.iter().map(|(_, files)| files.clone()).collect();
-        assert_eq!(names, [vec!["new"], vec!["v"], vec!["z"], vec!["x", "w"]]);
-        for ((at, _), hours) in lately[1..].iter().zip([0, 1, 3]) {
-            let late = at.duration_since(ago(hours)).unwrap();
-            assert!(late <= HOUR, "{late:?}");
-        }
     }
 
     #[test]

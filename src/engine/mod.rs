@@ -86,3 +86,4 @@ pub mod unit;
 pub mod view;
 pub mod watermark;
 pub mod work;
+mod young;

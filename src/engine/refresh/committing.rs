@@ -13,11 +13,12 @@ use crate::engine::compute::task_ids;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Fingerprint;
 use crate::engine::history::History;
-use crate::engine::ledger::{Claim, Ledger, Ledgers, Young};
+use crate::engine::ledger::{Claim, Ledger, Ledgers};
 use crate::engine::outcome::Outcome;
 use crate::engine::plan::Judgement;
 use crate::engine::view::{self, ViewInfo};
 use crate::engine::work::Work;
+use crate::engine::young::Young;
 use crate::engine::{paths, staged, tidy};
 
 /// How often a refresh tries to commit one plan.
