@@ -44,6 +44,32 @@ fn the_rendered_manifests_are_the_charts() {
     );
 }
 
+/// The API server takes no resource before its definition is established.
+#[test]
+fn the_rendered_manifests_say_that_their_definitions_come_first() {
+    let rendered = read(&repo("deploy/relance.yaml"));
+    let head: Vec<&str> = rendered
+        .lines()
+        .take_while(|line| line.starts_with('#'))
+        .collect();
+    let at = |step: &str| {
+        let found = head.iter().position(|line| line.contains(step));
+        found.unwrap_or_else(|| panic!("{step} is not in the head"))
+    };
+    let wait = at("kubectl wait --for=condition=Established");
+    for (name, _) in relance::resources::schema::yaml().unwrap() {
+        assert!(head[wait].contains(&format!("crd/{name}")), "{name}");
+    }
+    let order = [
+        at("apply --server-side -f crds/"),
+        wait,
+        at("create namespace relance"),
+        at("create secret generic tables"),
+        at("apply --server-side -f deploy/relance.yaml"),
+    ];
+    assert!(order.is_sorted(), "{head:?}");
+}
+
 #[test]
 fn the_chart_says_what_it_needs_and_what_it_does_not_know() {
     let chart = repo("deploy/chart").display().to_string();
@@ -210,6 +236,21 @@ fn what_the_chart_makes_follows_its_values() {
         assert_eq!(kinds(&least, kind), 0, "{kind}");
     }
     assert!(least.contains("--auth=keys\n"), "{least}");
+    // Who is let in to the API is joined by the pod of `helm test`.
+    let from = "networkPolicy.apiFrom[0].podSelector.matchLabels.app=web";
+    let closed = rendered(&[from]);
+    let policy = closed.split("\n---\n").find(|document| {
+        document.contains("kind: NetworkPolicy\nmetadata:\n  name: relance-rest\n")
+    });
+    let policy: serde_yaml::Value = serde_yaml::from_str(policy.unwrap()).unwrap();
+    let from = policy["spec"]["ingress"][0]["from"].as_sequence().unwrap();
+    let components: Vec<_> = from
+        .iter()
+        .map(|from| &from["podSelector"]["matchLabels"])
+        .map(|labels| (&labels["app"], &labels["app.kubernetes.io/component"]))
+        .map(|(app, component)| app.as_str().or(component.as_str()))
+        .collect();
+    assert_eq!(components, [Some("web"), Some("test")]);
     // A budget for one replica would keep its node from being drained.
     let one = rendered(&["rest.replicas=1", "controller.replicas=1"]);
     assert_eq!(kinds(&one, "PodDisruptionBudget"), 0);

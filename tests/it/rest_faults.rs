@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use crate::proxy;
 use crate::support::{Server, World};
 
 /// How an answer is lost.
@@ -28,28 +29,15 @@ struct Proxy {
     left: Arc<AtomicUsize>,
 }
 
-async fn forward(State(proxy): State<Proxy>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let creates = parts.method == Method::POST;
-    let bytes = axum::body::to_bytes(body, usize::MAX)
-        .await
-        .expect("a body");
-    let mut builder = axum::http::Request::builder()
-        .method(parts.method)
-        .uri(parts.uri.path_and_query().expect("a path").as_str());
-    for name in ["content-type", "accept"] {
-        if let Some(value) = parts.headers.get(name) {
-            builder = builder.header(name, value);
-        }
-    }
-    let request = builder
-        .body(kube::client::Body::from(bytes.to_vec()))
-        .expect("a request");
-    let answer = proxy
-        .client
-        .send(request)
-        .await
-        .expect("the API server answers");
+async fn forward(
+    State(proxy): State<Proxy>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let creates = method == Method::POST;
+    let answer = proxy::forward(&proxy.client, method, &uri, &headers, body).await;
     let lose = |left: usize| left.checked_sub(1);
     if creates
         && proxy
@@ -62,7 +50,7 @@ async fn forward(State(proxy): State<Proxy>, request: Request) -> Response {
             Fault::Timeout => StatusCode::GATEWAY_TIMEOUT.into_response(),
         };
     }
-    answer.map(Body::new).into_response()
+    answer
 }
 
 /// A REST API whose first `lost` creates are done and never answered.
@@ -72,13 +60,9 @@ async fn through_faults(world: &World, fault: Fault, lost: usize) -> Server {
         fault,
         left: Arc::new(AtomicUsize::new(lost)),
     };
-    let socket = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port");
-    let address = socket.local_addr().expect("an address");
     let router = axum::Router::new().fallback(forward).with_state(proxy);
-    tokio::spawn(async move { axum::serve(socket, router).await });
-    let config = kube::Config::new(format!("http://{address}").parse().expect("a URL"));
+    let url = proxy::serve(router).await;
+    let config = kube::Config::new(url.parse().expect("a URL"));
     let uri = format!("dir://{}", world.folder.path().display());
     let client = kube::Client::try_from(config).expect("a client");
     Server::start(client, &world.space.namespace, &uri).await
