@@ -16,6 +16,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use rand::Rng;
+use thiserror::Error;
 use tokio::sync::Semaphore;
 
 use crate::telemetry::Metrics;
@@ -33,6 +34,27 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause that is waited out because the API server names it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long an answer may be waited for: an API server itself gives up a request
+/// after 60 seconds. A connection whose other end vanished would be waited for
+/// for ever.
+const PATIENCE: Duration = Duration::from_secs(75);
+
+/// How long a connection may be silent: longer than a watch, which ends, if
+/// nothing else happens, after 290 seconds.
+const SILENCE: Duration = Duration::from_secs(330);
+
+/// No answer has come.
+#[derive(Debug, Error)]
+#[error("the API server has not answered within {} s", .0.as_secs())]
+struct Silent(Duration);
+
+/// Has the connections by `config` end when they have been silent for longer
+/// than a watch is.
+pub fn end_silent_connections(config: &mut Config) {
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+}
 
 /// Requests to Kubernetes APIs.
 #[derive(Clone, Debug)]
@@ -96,44 +118,66 @@ pub fn client(
         .extend(agent.ok().map(|agent| (header::USER_AGENT, agent)));
     let inner = Client::try_from(config)?;
     let namespace = inner.default_namespace().to_string();
-    let metrics = metrics.clone();
-    let permits = Arc::new(Semaphore::new(AT_A_TIME));
+    let sender = Arc::new(Sender {
+        client: inner,
+        metrics: metrics.clone(),
+        permits: Semaphore::new(AT_A_TIME),
+        patience: PATIENCE,
+    });
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (inner, metrics, permits) = (inner.clone(), metrics.clone(), permits.clone());
-        async move { send(&inner, &metrics, &permits, request).await }
+        let sender = sender.clone();
+        async move { sender.send(request).await }
     });
     Ok(Client::new(service, namespace))
 }
 
-async fn send(
-    client: &Client,
-    metrics: &ApiMetrics,
-    permits: &Semaphore,
-    mut request: Request<Body>,
-) -> Result<Response<Body>, kube::Error> {
-    let mut pause = FIRST_PAUSE;
-    let mut repeats = 0..REPEATS;
-    loop {
-        let again = repeats.next().and_then(|_| again(&request));
-        // It is never closed.
-        let permit = permits.acquire().await;
-        let (method, started) = (request.method().clone(), Instant::now());
-        let answer = client.send(request).await;
-        drop(permit);
-        metrics.note(&method, started, answer.as_ref().ok().map(Response::status));
-        let (answer, again) = match (answer, again) {
-            (Ok(answer), Some(again)) if is_put_off(answer.status()) => (answer, again),
-            (answer, _) => return answer,
-        };
-        let asked = retry_after(&answer).unwrap_or_default();
-        if asked > LONGEST_PAUSE {
-            return Ok(answer);
+struct Sender {
+    client: Client,
+    metrics: ApiMetrics,
+    permits: Semaphore,
+    patience: Duration,
+}
+
+impl Sender {
+    async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, kube::Error> {
+        let mut pause = FIRST_PAUSE;
+        let mut repeats = 0..REPEATS;
+        loop {
+            let again = repeats.next().and_then(|_| again(&request));
+            // It is never closed.
+            let permit = self.permits.acquire().await;
+            let (method, started) = (request.method().clone(), Instant::now());
+            let answer = self.answer(request).await;
+            drop(permit);
+            let status = answer.as_ref().ok().map(Response::status);
+            self.metrics.note(&method, started, status);
+            let (answer, again) = match (answer, again) {
+                (Ok(answer), Some(again)) if is_put_off(answer.status()) => (answer, again),
+                (answer, _) => return answer,
+            };
+            let asked = retry_after(&answer).unwrap_or_default();
+            if asked > LONGEST_PAUSE {
+                return Ok(answer);
+            }
+            drop(answer);
+            let jitter = rand::rng().random_range(0.8..1.2);
+            tokio::time::sleep(pause.max(asked).mul_f64(jitter)).await;
+            pause *= 2;
+            request = again;
         }
-        drop(answer);
-        let jitter = rand::rng().random_range(0.8..1.2);
-        tokio::time::sleep(pause.max(asked).mul_f64(jitter)).await;
-        pause *= 2;
-        request = again;
+    }
+
+    /// The answer as far as its head.
+    async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, kube::Error> {
+        let query = request.uri().query().unwrap_or_default();
+        if query.split('&').any(|part| part == "follow=true") {
+            // Of a log that is followed, the head comes with its first line.
+            return self.client.send(request).await;
+        }
+        match tokio::time::timeout(self.patience, self.client.send(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(kube::Error::Service(Silent(self.patience).into())),
+        }
     }
 }
 
@@ -230,6 +274,30 @@ mod tests {
         let (ok, times, _) = asked(&[(429, "3600"); 9]).await;
         assert!(!ok);
         assert_eq!(times, 1);
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_says_nothing_is_not_waited_for_for_ever() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", socket.local_addr().unwrap());
+        // The kernel takes the connection, and nobody answers.
+        let sender = Sender {
+            client: Client::try_from(Config::new(url.parse().unwrap())).unwrap(),
+            metrics: ApiMetrics::register(&Metrics::default()),
+            permits: Semaphore::new(1),
+            patience: Duration::from_millis(200),
+        };
+        let asked = |path: &'static str| Request::get(path).body(Body::empty()).unwrap();
+        let error = sender.send(asked("/api")).await.unwrap_err().to_string();
+        assert!(error.contains("has not answered within 0 s"), "{error}");
+        let followed = sender.send(asked("/log?follow=true"));
+        let followed = tokio::time::timeout(Duration::from_secs(1), followed).await;
+        assert!(
+            followed.is_err(),
+            "a silent log was taken for a silent server"
+        );
+        drop(socket);
     }
 
     #[tokio::test]

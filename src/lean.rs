@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use futures::{Stream, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
@@ -117,6 +117,42 @@ where
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,
     })
+}
+
+/// What a watch shows of an object, once the cache that it fills knows it too.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Shown<K> {
+    /// It is there like this.
+    Is(K),
+    /// It is gone; like this it was.
+    Gone(K),
+}
+
+/// What `events`, which fill a cache, show. What a list shows comes when the list
+/// is over: until then the cache is as it was before, and who looks for it there
+/// does not find it.
+pub fn shown<K>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+) -> impl Stream<Item = watcher::Result<Shown<K>>> {
+    let mut listed = Vec::new();
+    let shown = events.map(move |event| match event {
+        Ok(Event::Apply(object)) => vec![Ok(Shown::Is(object))],
+        Ok(Event::Delete(object)) => vec![Ok(Shown::Gone(object))],
+        Ok(Event::Init) => {
+            listed.clear();
+            Vec::new()
+        }
+        Ok(Event::InitApply(object)) => {
+            listed.push(object);
+            Vec::new()
+        }
+        Ok(Event::InitDone) => listed
+            .drain(..)
+            .map(|object| Ok(Shown::Is(object)))
+            .collect(),
+        Err(error) => vec![Err(error)],
+    });
+    shown.flat_map(stream::iter)
 }
 
 /// All of an object's metadata but who manages which of its fields.
@@ -275,6 +311,7 @@ impl Parse for Pod {
 
 #[cfg(test)]
 mod tests {
+    use kube::runtime::reflector::{self, ObjectRef};
     use serde_json::{Value, json};
 
     use super::*;
@@ -288,6 +325,42 @@ mod tests {
         assert!(first.iter().all(|pause| *pause <= AGAIN), "{first:?}");
         pauses.reset();
         assert!(pauses.next().is_some_and(|p| p < Duration::from_secs(2)));
+    }
+
+    #[tokio::test]
+    async fn what_a_list_shows_comes_once_the_cache_has_it() {
+        let (told, events) = futures::channel::mpsc::unbounded();
+        let (store, writer) = reflector::store();
+        let mut seen = Box::pin(shown(events.reflect(writer)));
+        let named = |name: &str| {
+            let mut job = Job::default();
+            job.metadata.name = Some(name.to_string());
+            job
+        };
+        let tell = |event| told.unbounded_send(Ok(event)).unwrap();
+        let mut next = async || {
+            let shown = tokio::time::timeout(Duration::from_millis(50), seen.next()).await;
+            shown.ok().map(|shown| shown.unwrap().unwrap())
+        };
+        let there = |name: &str| store.get(&ObjectRef::new(name)).is_some();
+        tell(Event::Init);
+        tell(Event::InitApply(named("a")));
+        tell(Event::InitDone);
+        assert_eq!(next().await, Some(Shown::Is(named("a"))));
+        assert!(there("a"));
+        // The watch breaks off, and another one comes meanwhile.
+        tell(Event::Init);
+        tell(Event::InitApply(named("a")));
+        tell(Event::InitApply(named("b")));
+        assert_eq!(next().await, None);
+        assert!(!there("b"), "the cache is as it was before the list");
+        tell(Event::InitDone);
+        assert_eq!(next().await, Some(Shown::Is(named("a"))));
+        assert_eq!(next().await, Some(Shown::Is(named("b"))));
+        assert!(there("b"));
+        tell(Event::Delete(named("b")));
+        assert_eq!(next().await, Some(Shown::Gone(named("b"))));
+        assert!(!there("b"));
     }
 
     fn metadata() -> Value {

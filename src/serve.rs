@@ -101,7 +101,8 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
     let shutdown = CancellationToken::new();
     end_on_signals(shutdown.clone())?;
     telemetry::start_tracing()?;
-    let config = Config::infer().await?;
+    let mut config = Config::infer().await?;
+    kubernetes::end_silent_connections(&mut config);
     let namespace = args
         .namespace
         .clone()

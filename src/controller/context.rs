@@ -291,11 +291,16 @@ impl Context {
         silent
     }
 
-    /// Forgets a refresh that has ended or is gone.
-    pub(super) fn forget(&self, uid: &str) {
-        lock(&self.put_off).remove(uid);
+    /// Forgets when the workers of a refresh that has none any more were heard of.
+    pub(super) fn at_rest(&self, uid: &str) {
         lock(&self.looked).remove(uid);
         lock(&self.heard).remove(uid);
+    }
+
+    /// Forgets a refresh that nothing more is to be done about for now.
+    pub(super) fn forget(&self, uid: &str) {
+        lock(&self.put_off).remove(uid);
+        self.at_rest(uid);
         self.places.forget(uid);
     }
 }

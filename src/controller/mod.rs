@@ -86,7 +86,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::SharedCatalog;
 use crate::launch::job::Home;
 use crate::launch::target::Touched;
-use crate::lean::{self, Parse};
+use crate::lean::{self, Parse, Shown};
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster, names};
 use context::{Context, Known};
 use election::{Election, Leadership};
@@ -217,15 +217,17 @@ async fn run(
     let refresh_events = watch::<MaterializedViewRefresh>(&client, &namespace, active)
         .reflect(refresh_writer)
         .inspect_ok({
-            let places = places.clone();
+            let (places, ctx) = (places.clone(), ctx.clone());
             move |event| match event {
                 Event::Apply(refresh) | Event::InitApply(refresh) => places.note(refresh, false),
-                Event::Delete(refresh) => places.note(refresh, true),
+                Event::Delete(refresh) => {
+                    ctx.at_rest(&refresh.uid().unwrap_or_default());
+                    places.note(refresh, true);
+                }
                 Event::Init => places.list_begins(),
                 Event::InitDone => places.list_ends(),
             }
-        })
-        .applied_objects();
+        });
     let ended = watcher::Config::default().fields(&Phase::none_of(&Phase::ACTIVE));
     let ended_events = watch::<MaterializedViewRefresh>(&client, &namespace, ended);
     let cluster_events = watch::<RefreshCluster>(&client, &namespace, Default::default())
@@ -239,9 +241,9 @@ async fn run(
                 // A higher ceiling lets others in.
                 places.changed();
             }
-        })
-        .applied_objects()
-        .predicate_filter(predicates::generation, Default::default());
+        });
+    let cluster_events =
+        there(cluster_events).predicate_filter(predicates::generation, Default::default());
     let woken = stream::unfold(woken, async |mut woken| {
         let refresh = woken.recv().await?;
         Some((refresh, woken))
@@ -262,7 +264,7 @@ async fn run(
     };
     let counted = count_again(refreshes.clone(), clusters.clone());
     let touched = stream::select(touched, woken);
-    let touched = stream::select(named(refresh_events), touched);
+    let touched = stream::select(named(there(refresh_events)), touched);
     let refresh_passes = runner::run(touched, refreshes, shutdown.clone(), {
         let ctx = ctx.clone();
         move |refresh| reconcile::reconcile(refresh, ctx.clone())
@@ -372,6 +374,18 @@ fn count_again(
         },
     )
     .flatten()
+}
+
+/// What a watch shows that is there.
+fn there<K>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+) -> impl Stream<Item = watcher::Result<K>> {
+    lean::shown(events).try_filter_map(async |shown| {
+        Ok(match shown {
+            Shown::Is(object) => Some(object),
+            Shown::Gone(_) => None,
+        })
+    })
 }
 
 /// What a watch shows, by name.

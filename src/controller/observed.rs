@@ -261,6 +261,13 @@ impl Observed {
         status.is_some_and(|s| s.job.is_some())
     }
 
+    /// Whether its clock runs, or ran until its end: from the intent to create a
+    /// Job until that Job was stopped for a time.
+    pub(super) fn has_begun(&self) -> bool {
+        let status = self.refresh.status.as_ref();
+        status.is_some_and(|s| s.start_time.is_some())
+    }
+
     pub(super) fn recorded_uid(&self) -> Option<&str> {
         let job = self.refresh.status.as_ref()?.job.as_ref()?;
         job.uid.as_deref()

@@ -38,6 +38,9 @@ struct State {
     reserved: HashMap<String, Place>,
     /// UIDs of those that wait until they are woken.
     asleep: HashSet<String>,
+    /// UIDs of those that had their turn and could not use it: they ask again
+    /// some time, and until then nobody waits for them but their view's others.
+    stalled: HashSet<String>,
 }
 
 struct Noted {
@@ -73,6 +76,11 @@ impl Drop for Asked<'_> {
         let mut state = self.places.state();
         state.asking.remove(&self.uid);
         state.reserved.remove(&self.uid);
+        let stalls = state.stalled.contains(&self.uid);
+        drop(state);
+        if stalls {
+            self.places.changed();
+        }
     }
 }
 
@@ -96,6 +104,7 @@ impl Places {
             }
             None => {
                 state.asleep.remove(&uid);
+                state.stalled.remove(&uid);
                 state.noted.remove(&uid)
             }
         };
@@ -118,6 +127,7 @@ impl Places {
         if let Some(listed) = state.listed.take() {
             state.noted.retain(|uid, _| listed.contains(uid));
             state.asleep.retain(|uid| listed.contains(uid));
+            state.stalled.retain(|uid| listed.contains(uid));
         }
         drop(state);
         self.changed();
@@ -149,7 +159,8 @@ impl Places {
         let mut state = self.state();
         let known = state.noted.values().map(|noted| &noted.place);
         let known = known.filter(|place| !place.uri.is_empty());
-        let hands = queue::hands(state.reserved.values().chain(known), gates);
+        let known = known.chain(state.reserved.values());
+        let hands = queue::hands(known, gates, &state.stalled);
         let turns = hands.into_iter().filter(|(_, hand)| *hand == Hand::Turn);
         let turns = turns.map(|(place, _)| place.uid.clone());
         let next: Vec<String> = turns.filter(|uid| state.asleep.contains(uid)).collect();
@@ -166,6 +177,7 @@ impl Places {
         let mut state = self.state();
         // Before the answer, or what happens in between would wake nobody.
         state.asleep.insert(uid.clone());
+        state.stalled.remove(&uid);
         let asking = Asking {
             view,
             place,
@@ -188,6 +200,7 @@ impl Places {
             asking,
             reserved,
             asleep,
+            stalled,
             ..
         } = &mut *state;
         let asks = |place: &Place| asking.contains_key(&place.uid);
@@ -196,7 +209,7 @@ impl Places {
         let all = running.iter().chain(reserved.values());
         let all = all.filter(|place| !asks(place));
         let all = all.chain(waiting).chain(asking.values().map(|a| &a.place));
-        let hands = queue::hands(all, gates).into_iter();
+        let hands = queue::hands(all, gates, stalled).into_iter();
         let answers = hands.filter(|(place, _)| asks(place));
         let answers: Vec<(String, Turn)> = answers
             .map(|(place, hand)| (place.uid.clone(), hand.turn(place)))
@@ -217,11 +230,18 @@ impl Places {
         }
     }
 
+    /// A refresh that has its turn cannot use it for now: it gives it back, and
+    /// will ask again.
+    pub fn stalls(&self, uid: &str) {
+        self.state().stalled.insert(uid.to_string());
+    }
+
     /// Forgets a refresh that has ended or is gone.
     pub fn forget(&self, uid: &str) {
         let mut state = self.state();
         state.reserved.remove(uid);
         state.asleep.remove(uid);
+        state.stalled.remove(uid);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -377,6 +397,36 @@ mod tests {
         let woken = places.next(&limit(9));
         assert_eq!(woken, [ObjectRef::from_obj(&second)]);
         assert!(places.next(&limit(9)).is_empty(), "once is enough");
+    }
+
+    #[test]
+    fn one_that_cannot_use_its_turn_holds_up_its_view_and_no_other() {
+        let places = Places::default();
+        let (stuck, same, other) = (queued("a", "v"), queued("b", "v"), queued("c", "w"));
+        for refresh in [&stuck, &same, &other] {
+            places.note(refresh, false);
+        }
+        let asked = ask(&places, &stuck);
+        let waits = ask(&places, &other);
+        places.deal(&[], &limit(1));
+        assert_eq!(asked.answer(), Some(Turn::Now));
+        assert!(behind(&waits).contains("at its limit of 1"));
+        drop(waits);
+        // Its view's store is away.
+        places.stalls("uid-a");
+        assert!(places.next(&limit(1)).is_empty(), "it still has its turn");
+        drop(asked);
+        assert_eq!(places.next(&limit(1)), [ObjectRef::from_obj(&other)]);
+        let [asked, waits] = [&other, &same].map(|refresh| ask(&places, refresh));
+        places.deal(&[], &limit(1));
+        assert_eq!(asked.answer(), Some(Turn::Now));
+        assert!(behind(&waits).ends_with("behind mvr/a"));
+        drop((asked, waits));
+        // When it asks again it comes in its order.
+        let [asked, waits] = [&stuck, &other].map(|refresh| ask(&places, refresh));
+        places.deal(&[], &limit(1));
+        assert_eq!(asked.answer(), Some(Turn::Now));
+        assert!(behind(&waits).contains("at its limit of 1"));
     }
 
     #[test]

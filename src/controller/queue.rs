@@ -87,10 +87,12 @@ pub enum Gate {
 
 /// What each of those that wait gets, in the order in which they come. Who is
 /// named twice counts once, and as running if it is once named so. A cluster
-/// without a gate lets everything through.
+/// without a gate lets everything through. Those whose UIDs are `stalled` cannot
+/// use their turn for now: they take no place of their cluster.
 pub fn hands<'a>(
     all: impl IntoIterator<Item = &'a Place>,
     gates: &'a BTreeMap<String, Gate>,
+    stalled: &HashSet<String>,
 ) -> Vec<(&'a Place, Hand<'a>)> {
     let (running, mut waiting): (Vec<&Place>, Vec<&Place>) =
         all.into_iter().partition(|place| place.running);
@@ -128,7 +130,7 @@ pub fn hands<'a>(
                 number: through.waiting,
             },
             (None, _) => {
-                through.used += 1;
+                through.used += i32::from(!stalled.contains(&place.uid));
                 Hand::Turn
             }
         };
@@ -193,7 +195,7 @@ impl Hand<'_> {
 #[cfg(test)]
 pub fn turn(me: &Place, others: &[Place], gates: &BTreeMap<String, Gate>) -> Turn {
     let others = others.iter().filter(|other| other.uid != me.uid);
-    let hands = hands(others.chain([me]), gates);
+    let hands = hands(others.chain([me]), gates, &HashSet::new());
     let mine = hands.iter().find(|(place, _)| place.uid == me.uid);
     mine.map_or(Turn::Now, |(place, hand)| hand.turn(place))
 }

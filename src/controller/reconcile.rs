@@ -14,8 +14,8 @@ use super::context::Context;
 use super::look;
 use super::places::Asked;
 use super::refresh::{
-    Action, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, ProgressSeen, Step, Write,
-    decide, is_held,
+    Action, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, ProgressSeen, Step, World,
+    Write, decide, is_held,
 };
 use super::targets::Reach;
 use super::{admission, apply};
@@ -69,8 +69,14 @@ async fn passed(
     ctx.metrics.passes.inc();
     let uid = refresh.uid().unwrap_or_default();
     let refresh = ctx.newest(refresh);
-    let mut pass = Pass::new(ctx, &refresh).await?;
+    let Some(mut pass) = Pass::new(ctx, &refresh).await? else {
+        ctx.forget(&uid);
+        return Ok(None);
+    };
     let ended = pass.run(ctx).await;
+    if pass.phase().is_terminal() {
+        ctx.at_rest(&uid);
+    }
     drop(pass);
     let pause = match ended? {
         End::Gone | End::Wait(Pause::ForChange) => {
@@ -110,20 +116,21 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
+    /// `None`: the refresh is gone.
     async fn new(
         ctx: &'a Context,
         refresh: &MaterializedViewRefresh,
-    ) -> Result<Pass<'a>, PassError> {
+    ) -> Result<Option<Pass<'a>>, PassError> {
         let mut refresh = refresh.clone();
         let status = refresh.status.as_ref();
         let phase = refresh.phase();
         let intent = status.and_then(|s| s.job.as_ref());
-        if phase == Phase::Running
-            && intent.is_some_and(|job| job.uid.is_none())
-            && let Some(Lean(fresh)) = ctx.refreshes.get_opt(&refresh.name_any()).await?
-        {
+        if phase == Phase::Running && intent.is_some_and(|job| job.uid.is_none()) {
             // Nothing is launched on an intent that a cache remembers.
-            refresh = fresh;
+            match ctx.refreshes.get_opt(&refresh.name_any()).await? {
+                Some(Lean(fresh)) if fresh.uid() == refresh.uid() => refresh = fresh,
+                _ => return Ok(None),
+            }
         }
         let cluster = ctx.cluster(&refresh.spec.cluster);
         let cluster = cluster.map(|cluster| cluster.spec.clone());
@@ -133,7 +140,7 @@ impl<'a> Pass<'a> {
         let known = cluster.clone().unwrap_or_default();
         let namespace = refresh.status.as_ref().and_then(|s| s.job.as_ref());
         let namespace = namespace.map(|job| job.namespace.clone());
-        Ok(Pass {
+        Ok(Some(Pass {
             seen: Observed {
                 now: Timestamp::now(),
                 job_name,
@@ -153,7 +160,7 @@ impl<'a> Pass<'a> {
             turn: None,
             since: SystemTime::now(),
             began: Instant::now(),
-        })
+        }))
     }
 
     async fn run(&mut self, ctx: &'a Context) -> Result<End, PassError> {
@@ -220,6 +227,21 @@ impl<'a> Pass<'a> {
         match what {
             Look::World => {
                 let (world, cluster) = look::world(ctx, &self.seen.refresh).await?;
+                let known = self.seen.refresh.status.as_ref();
+                let known = known.and_then(|status| status.view_uri.clone());
+                match &world {
+                    World::Ready { uri, .. } if known.is_some_and(|known| known != *uri) => {
+                        // The view was made anew elsewhere, and the turn was for
+                        // the place where it was.
+                        self.seen.turn = None;
+                        self.turn = None;
+                    }
+                    World::Unavailable(_) if self.turn.is_some() => {
+                        ctx.places
+                            .stalls(&self.seen.refresh.uid().unwrap_or_default());
+                    }
+                    _ => {}
+                }
                 self.seen.world = Some(world);
                 self.cluster = cluster.or(self.cluster.take());
                 if let Some(cluster) = &self.cluster {
@@ -309,11 +331,25 @@ impl<'a> Pass<'a> {
     /// The cluster that the Job is in, or would be made in; else why it cannot be seen.
     async fn target(&self, ctx: &Context) -> Result<Result<Arc<Target>, JobSeen>, PassError> {
         Ok(match look::reach(ctx, &self.seen.refresh).await? {
-            Reach::By(target) => Ok(target),
+            Reach::By(target) => match self.left_in(&target) {
+                Some(namespace) => Err(JobSeen::Lost(format!(
+                    "it was made in namespace '{namespace}', and RefreshCluster '{}' names '{}' now",
+                    self.seen.refresh.spec.cluster, target.namespace
+                ))),
+                None => Ok(target),
+            },
             Reach::Away(why) => Err(JobSeen::Away(why)),
             Reach::Refused(why) => Err(JobSeen::Away(why)),
             Reach::Gone(why) => Err(JobSeen::Lost(why)),
         })
+    }
+
+    /// The namespace that its Job is in, if that is another than the target's.
+    fn left_in(&self, target: &Target) -> Option<&str> {
+        let job = self.seen.refresh.status.as_ref()?.job.as_ref()?;
+        // Where no Job of it is there, the next one may be anywhere.
+        let elsewhere = self.seen.has_begun() && job.namespace != target.namespace;
+        elsewhere.then_some(job.namespace.as_str())
     }
 
     /// The namespace of a Job that would be made now.
@@ -412,9 +448,11 @@ impl<'a> Pass<'a> {
                 );
                 self.seen.refused = Some(refused(reasons::JOB_REJECTED, true, message));
             }
-            // A quota that is used up; in another cluster, its namespace is perhaps to come.
+            // A quota that is used up, or an admission webhook that does not answer;
+            // in another cluster, its namespace is perhaps to come.
             kube::Error::Api(status)
-                if status.code == 403 || (status.code == 404 && target.is_remote()) =>
+                if matches!(status.code, 403 | 500)
+                    || (status.code == 404 && target.is_remote()) =>
             {
                 let message = format!(
                     "the API server does not allow the Job now: {}; it is tried again",

@@ -219,6 +219,7 @@ fn deleted(seen: &Observed) -> Action {
             uid: job.uid.clone(),
         },
         Some(JobSeen::Lost(why)) => Action::Release(Some(left(seen, why))),
+        Some(JobSeen::Away(_)) if !seen.has_begun() => Action::Release(None),
         Some(JobSeen::Away(why)) if seen.overdue(DEADLINE_MARGIN) => {
             Action::Release(Some(left(seen, why)))
         }
@@ -243,6 +244,8 @@ fn release_after_the_end(seen: &Observed) -> Action {
         },
         Some(JobSeen::Ours(_)) => keep(seen, Pause::AtMost(TRY_AGAIN)),
         Some(JobSeen::Lost(why)) => Action::Release(Some(left(seen, why))),
+        // It never ran, or was held and its Job gone: no Job of it is there.
+        Some(JobSeen::Away(_)) if !seen.has_begun() => Action::Release(None),
         Some(JobSeen::Away(why)) if over => Action::Release(Some(left(seen, why))),
         Some(JobSeen::Away(_)) => keep(seen, Pause::AtMost(TRY_AGAIN)),
     }
@@ -279,6 +282,9 @@ fn without_job(seen: &Observed) -> Action {
 fn launch(seen: &Observed) -> Action {
     match &seen.refused {
         None => Action::CreateJob,
+        // What refuses a Job may do so before it would be said that the Job is
+        // there already: an operator that died may have created it.
+        Some(_) if seen.job.is_none() => Action::Look(Look::Job),
         Some(refused) if refused.permanent => {
             end(status::failed(seen, &refused.reason, &refused.message))
         }

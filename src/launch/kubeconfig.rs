@@ -15,6 +15,8 @@ use serde_json::json;
 use serde_yaml::Value;
 use thiserror::Error;
 
+use crate::kubernetes;
+
 /// How long a connection may take to come about.
 const CONNECT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -197,6 +199,7 @@ pub async fn config(bytes: &[u8]) -> Result<Config, Refusal> {
         .map_err(|_| unusable())?;
     config.proxy_url = None;
     config.connect_timeout = Some(CONNECT_PATIENCE);
+    kubernetes::end_silent_connections(&mut config);
     Ok(config)
 }
 

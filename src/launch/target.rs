@@ -26,7 +26,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::state;
-use crate::lean::{self, Lean, Parse};
+use crate::lean::{self, Lean, Parse, Shown};
 use crate::resources::names;
 
 /// How long a call to another cluster may take.
@@ -130,13 +130,21 @@ impl Target {
         let jobs: Api<Lean<Job>> = Api::namespaced(client.clone(), namespace);
         let pods: Api<Lean<Pod>> = Api::namespaced(client.clone(), namespace);
         let (touch_job, touch_pod) = (touched.clone(), touched.clone());
-        watch(&jobs, labels, job_writer, &ending, move |job| {
-            tell(&touch_job, job, at_work(job));
-        });
+        watch(
+            &jobs,
+            labels,
+            job_writer,
+            &ending,
+            move |shown| match shown {
+                Shown::Is(job) => tell(&touch_job, job, at_work(job)),
+                Shown::Gone(job) => tell(&touch_job, job, None),
+            },
+        );
         let pods_of = PodNames::default();
-        let (names, stored) = (pods_of.clone(), known_pods.clone());
-        watch(&pods, labels, pod_writer, &ending, move |pod| {
-            names.note(pod, &stored);
+        let names = pods_of.clone();
+        watch(&pods, labels, pod_writer, &ending, move |shown| {
+            names.note(shown);
+            let (Shown::Is(pod) | Shown::Gone(pod)) = shown;
             tell(&touch_pod, pod, None);
         });
         Target {
@@ -259,21 +267,19 @@ fn watch<K>(
     labels: &str,
     writer: reflector::store::Writer<K>,
     ending: &CancellationToken,
-    touch: impl Fn(&K) + Send + 'static,
+    touch: impl Fn(&Shown<K>) + Send + 'static,
 ) where
     K: Resource<DynamicType = ()> + Parse + Clone + Debug + Send + Sync + 'static,
 {
     let config = watcher::Config::default().labels(labels);
-    let changes = lean::watch(api.clone(), config)
-        .reflect(writer)
-        .touched_objects()
-        .for_each(move |object| {
-            match object {
-                Ok(object) => touch(&object),
-                Err(error) => tracing::debug!(%error, "a watch broke off and begins again"),
-            }
-            ready(())
-        });
+    let events = lean::watch(api.clone(), config).reflect(writer);
+    let changes = lean::shown(events).for_each(move |shown| {
+        match shown {
+            Ok(shown) => touch(&shown),
+            Err(error) => tracing::debug!(%error, "a watch broke off and begins again"),
+        }
+        ready(())
+    });
     let ending = ending.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -290,8 +296,11 @@ struct PodNames(Arc<Mutex<HashMap<String, BTreeSet<String>>>>);
 
 impl PodNames {
     /// Notes a pod that has come, changed or gone.
-    fn note(&self, pod: &Pod, stored: &Store<Pod>) {
-        let is_gone = stored.get(&ObjectRef::from_obj(pod)).is_none();
+    fn note(&self, shown: &Shown<Pod>) {
+        let (pod, is_gone) = match shown {
+            Shown::Is(pod) => (pod, false),
+            Shown::Gone(pod) => (pod, true),
+        };
         let name = pod.name_any();
         let mut names = self.names();
         for owner in pod.owner_references() {

@@ -344,7 +344,8 @@ impl Model {
                 "launched again after its success"
             );
         }
-        if self.quota && !self.jobs.contains_key(&of) {
+        // Whether or not the Job is there already.
+        if self.quota {
             pass.seen.refused = Some(LaunchRefused {
                 reason: reasons::JOB_REJECTED.into(),
                 permanent: false,

@@ -53,6 +53,14 @@ fn a_job_that_the_api_server_refuses_for_good_fails_the_refresh_and_frees_its_pl
         permanent: true,
         message: "spec.template is wrong".into(),
     });
+    // One that is there already would be refused in the same words.
+    assert_eq!(decide(&seen), Action::Look(Look::Job));
+    let mut made = seen.clone();
+    made.saw_job(job(None));
+    made.outcome = Some(OutcomeSeen::NotFound);
+    let (status, _) = written(decide(&made));
+    assert_eq!(status.job.unwrap().uid.as_deref(), Some(UID));
+    seen.job = Some(JobSeen::Absent);
     assert_eq!(
         ends(decide(&seen)),
         (Phase::Failed, reasons::JOB_REJECTED.into())
@@ -69,11 +77,13 @@ fn a_job_that_a_quota_refuses_is_tried_again_until_the_deadline() {
     let mut seen = started(None, 5);
     seen.outcome = Some(OutcomeSeen::NotFound);
     seen.refused = refused.clone();
+    seen.job = Some(JobSeen::Absent);
     let (status, _) = written(decide(&seen));
     assert_eq!(status.message.as_deref(), Some("exceeded quota"));
     let mut seen = started(None, 601);
     seen.outcome = Some(OutcomeSeen::NotFound);
     seen.refused = refused;
+    seen.job = Some(JobSeen::Absent);
     assert_eq!(
         ends(decide(&seen)),
         (Phase::Failed, reasons::DEADLINE_EXCEEDED.into())

@@ -254,8 +254,21 @@ fn the_finalizer_goes_once_the_refresh_is_over_and_its_job_works_no_more() {
         seen.job = lost();
         released_with_a_word(decide(&seen));
         seen.job = away();
+        seen.refresh.status.as_mut().unwrap().start_time = Some(at(NOW - 20));
         assert!(matches!(decide(&seen), Action::Wait(Pause::AtMost(_))));
     }
+}
+
+#[test]
+fn a_refresh_whose_clock_does_not_run_waits_for_no_cluster_that_is_away() {
+    // It was held, its Job gone, and cancelled; or it never had one.
+    let mut seen = held(seen(Some(Phase::Cancelled)));
+    seen.job = away();
+    assert_eq!(decide(&seen), Action::Release(None));
+    let mut seen = deleted(seen);
+    assert_eq!(decide(&seen), Action::Release(None));
+    seen.refresh.status.as_mut().unwrap().start_time = Some(at(NOW - 20));
+    assert!(!matches!(decide(&seen), Action::Release(_)));
 }
 
 #[test]
