@@ -109,7 +109,8 @@ async fn list(args: &ViewsArgs) -> Result<(), EngineError> {
             Ok((info, table)) => rows.push(row(&catalog, &info, &table).await),
             // A plain table, or a name without a table behind it.
             Err(EngineError::NotAView { .. } | EngineError::ViewNotFound { .. }) => {}
-            Err(error) => return Err(error),
+            // It may be a view, and keeps none of the others from being listed.
+            Err(error) => rows.push(unseen(&id, &error)),
         }
     }
     if args.json {
@@ -147,6 +148,17 @@ struct Row {
     view_version: u64,
     state: &'static str,
     message: String,
+}
+
+fn unseen(id: &[String], error: &EngineError) -> Row {
+    Row {
+        view: id.join(DELIMITER),
+        kind: String::new(),
+        source: String::new(),
+        view_version: 0,
+        state: "Unseen",
+        message: error.to_string(),
+    }
 }
 
 async fn row(catalog: &Catalog, info: &ViewInfo, table: &Dataset) -> Row {

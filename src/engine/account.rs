@@ -97,8 +97,9 @@ pub(super) async fn record(
 /// Looks for the record of `job` in every view of the catalog, which costs a
 /// few requests for each table, of at most 10,000; and where there is none, for
 /// its commit in the views' histories, no older than `since`, when the job was
-/// asked for, if that is known. `Ok(None)`: there is none, or no longer.
-/// Errors: `Unavailable`.
+/// asked for, if that is known. `Ok(None)`: there is none, or no longer. A table
+/// that cannot be looked into keeps none of the others from being. Errors:
+/// `Unavailable`, where nothing was found.
 pub async fn find(
     catalog: &Catalog,
     job: &str,
@@ -106,20 +107,45 @@ pub async fn find(
 ) -> Result<Option<Found>> {
     let mut tables = catalog.tables().await?;
     tables.truncate(TABLES);
-    let found: Vec<Option<Found>> = futures::stream::iter(tables.clone())
-        .map(|view| async move {
-            match find_in(catalog, &view, job).await {
-                // It was dropped meanwhile, or is no more than a name.
-                Err(EngineError::ViewNotFound { .. } | EngineError::InvalidInput(_)) => Ok(None),
-                found => found,
-            }
-        })
+    let found = futures::stream::iter(tables.clone())
+        .map(|view| async move { find_in(catalog, &view, job).await })
         .buffer_unordered(AT_A_TIME)
-        .try_collect()
-        .await?;
-    match found.into_iter().flatten().max_by_key(|found| found.at) {
-        Some(found) => Ok(Some(found)),
-        None => landed::find(catalog, tables, job, since).await,
+        .collect()
+        .await;
+    match newest(found) {
+        Ok(None) => landed::find(catalog, tables, job, since).await,
+        // Where a view cannot be looked into, the histories of the others may know.
+        Err(error) => match landed::find(catalog, tables, job, since).await? {
+            None => Err(error),
+            found => Ok(found),
+        },
+        found => found,
+    }
+}
+
+/// The newest of what was found in each table of a catalog; where there is
+/// nothing, what kept from looking into one that may have had it.
+pub(super) fn newest(found: Vec<Result<Option<Found>>>) -> Result<Option<Found>> {
+    let mut newest: Option<Found> = None;
+    let mut unseen = None;
+    for found in found {
+        match found {
+            Ok(found) => newest = newest.into_iter().chain(found).max_by_key(|found| found.at),
+            // A plain table, one that was dropped meanwhile, a mere name, and one
+            // that is out of bounds: for all, or for whoever asks.
+            Err(
+                EngineError::NotAView { .. }
+                | EngineError::ViewNotFound { .. }
+                | EngineError::Unsupported { .. }
+                | EngineError::CatalogDenied { .. }
+                | EngineError::InvalidInput(_),
+            ) => {}
+            Err(error) => unseen = unseen.or(Some(error)),
+        }
+    }
+    match (newest, unseen) {
+        (None, Some(error)) => Err(error),
+        (newest, _) => Ok(newest),
     }
 }
 
@@ -212,4 +238,65 @@ async fn committed(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
                 .unwrap_or(newest.modified),
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::outcome::Mode;
+
+    fn found(second: u64) -> Found {
+        Found {
+            view: vec!["v".to_string()],
+            at: SystemTime::UNIX_EPOCH + Duration::from_secs(second),
+            record: Record {
+                refresh: "r".to_string(),
+                outcome: Outcome {
+                    mode: Mode::NoOp,
+                    source_version: 1,
+                    source_versions: BTreeMap::new(),
+                    view_version: 1,
+                    rows_written: 0,
+                    bytes_written: 0,
+                    units_total: 0,
+                    units_kept: 0,
+                    unindexed_rows: None,
+                },
+            },
+        }
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_looked_into_keeps_no_record_from_being_found() {
+        let away = || EngineError::Unavailable {
+            what: "its bucket".to_string(),
+            why: "it is gone".to_string(),
+        };
+        let out_of_bounds = || {
+            let of_the_catalog = EngineError::Unsupported {
+                view: "t".to_string(),
+                kind: "a table".to_string(),
+                why: "its catalog keeps its versions".to_string(),
+            };
+            let of_the_caller = EngineError::CatalogDenied {
+                table: "t".to_string(),
+                why: "it is another's".to_string(),
+            };
+            [Err(of_the_catalog), Err(of_the_caller)]
+        };
+        let mut all = vec![
+            Err(away()),
+            Ok(Some(found(1))),
+            Ok(None),
+            Ok(Some(found(2))),
+        ];
+        all.extend(out_of_bounds());
+        assert_eq!(newest(all).expect("no error"), Some(found(2)));
+        assert_eq!(newest(out_of_bounds().into()).expect("no error"), None);
+        let unseen = newest(vec![Ok(None), Err(away())]);
+        assert!(matches!(unseen, Err(EngineError::Unavailable { .. })));
+    }
 }

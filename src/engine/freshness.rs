@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
 use super::fingerprint::{ENGINE_VERSION, Fingerprint};
+use super::ledger::{Known, Ledgers};
 use super::paths;
 use super::plan::Pinned;
 use super::store::Objects;
@@ -77,7 +78,8 @@ pub enum Freshness {
 }
 
 /// Compares what the last refresh recorded with the sources (their latest
-/// version, or `src_version` of a sole one) and with `table`, the view as it is.
+/// version, or `src_version` of a sole one) and with `table`, the view as it is,
+/// and looks for those of the view's files that a clean-up may have taken.
 /// Errors: `SourceNotFound`, `SourceVersionGone`, `Unavailable`.
 pub async fn check(
     catalog: &Catalog,
@@ -109,6 +111,12 @@ pub async fn check(
         ..Record::new(view, table, &sources, record.settled.clone())
     };
     if record == now {
+        // It may be right and not there: see [`super::young::Young`].
+        let objects = catalog.store().objects(&view.uri).await?;
+        let ledgers = Ledgers::open(&objects, false, Known::new()).await?;
+        if ledgers.lacks(table.fragments()) {
+            return stale("files of it are gone".to_string());
+        }
         return Ok(Freshness::Current(Current {
             source_version: now.sources.first().map_or(0, |s| s.version),
             view_version: now.view.version,

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 
+use futures::StreamExt;
 use lance::Dataset;
 use lance::dataset::transaction::Operation;
 use lance_table::format::Fragment;
@@ -21,6 +22,10 @@ use super::store::{is_missing, storage};
 /// How many versions back are looked at.
 const SEARCHED: u64 = 10_000;
 
+/// How many versions are read at a time: a store that is far away takes long to
+/// answer each.
+const READS: usize = 16;
+
 /// What was committed to a view since some version.
 #[derive(Debug, Default)]
 pub struct History {
@@ -29,9 +34,9 @@ pub struct History {
     /// Whether nobody's commit came between what the refresh judged and its
     /// own: then what landed is what was meant, whoever may have verified it.
     pub settled: bool,
-    /// Whether every version since could be read; else it may have been one of
-    /// those that were cleaned up.
-    pub complete: bool,
+    /// The newest version since that could not be read: it was cleaned up, or is
+    /// too far back.
+    unread: Option<u64>,
     /// The data files and deletion files that these commits added, by their paths
     /// relative to the view's folder.
     added: HashSet<String>,
@@ -42,22 +47,22 @@ impl History {
     pub async fn read(table: &Dataset, refresh: &str, since: u64) -> Result<History> {
         let latest = table.version().version;
         let floor = since.max(latest.saturating_sub(SEARCHED));
-        let mut history = History {
-            complete: floor == since,
-            ..Default::default()
-        };
-        for version in ((floor + 1)..=latest).rev() {
-            let transaction = match table.read_transaction_by_version(version).await {
-                Ok(Some(transaction)) => transaction,
-                Ok(None) => {
-                    history.complete = false;
-                    continue;
-                }
-                Err(error) if is_missing(&error) => {
-                    history.complete = false;
-                    continue;
-                }
+        let mut history = History::default();
+        let mut read =
+            futures::stream::iter(((floor + 1)..=latest).rev())
+                .map(|version| async move {
+                    (version, table.read_transaction_by_version(version).await)
+                })
+                .buffered(READS);
+        while let Some((version, transaction)) = read.next().await {
+            let transaction = match transaction {
+                Ok(transaction) => transaction,
+                Err(error) if is_missing(&error) => None,
                 Err(error) => return Err(storage("the view's history", error)),
+            };
+            let Some(transaction) = transaction else {
+                history.unread = history.unread.or(Some(version));
+                continue;
             };
             history.add(&transaction.operation);
             let Some(properties) = &transaction.transaction_properties else {
@@ -79,7 +84,16 @@ impl History {
                 }
             }
         }
+        if floor > since {
+            history.unread = history.unread.or(Some(floor));
+        }
         Ok(history)
+    }
+
+    /// Whether every version since could be read; else it may have been one of
+    /// those that could not.
+    pub fn is_complete(&self) -> bool {
+        self.unread.is_none()
     }
 
     fn add(&mut self, operation: &Operation) {
@@ -114,9 +128,10 @@ impl History {
         self.added.extend(fragments.iter().filter_map(deletions));
     }
 
-    /// Whether nothing that was written for the staged `claim`, after the version
-    /// that this history starts at, was ever part of a version.
-    pub fn never_had(&self, claim: &Claim) -> bool {
-        self.complete && !claim.written().iter().any(|path| self.added.contains(path))
+    /// Whether nothing that was written for the staged `claim`, after version
+    /// `since` of the view, was ever part of a version.
+    pub fn never_had(&self, claim: &Claim, since: u64) -> bool {
+        self.unread.is_none_or(|unread| unread <= since)
+            && !claim.written().iter().any(|path| self.added.contains(path))
     }
 }

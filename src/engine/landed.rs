@@ -13,13 +13,13 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use lance::Dataset;
 
-use super::account::{Found, Record};
+use super::account::{Found, Record, newest};
 use super::catalog::Catalog;
 use super::commit::{JOB, OUTCOME, REFRESH};
-use super::error::{EngineError, Result};
+use super::error::Result;
 use super::outcome::Outcome;
 use super::store::{is_missing, storage};
 use super::view;
@@ -38,7 +38,7 @@ const CLOCKS: Duration = Duration::from_secs(3600);
 
 /// Looks for the newest commit of `job` among `tables`, made after `since`.
 /// `Ok(None)`: there is none, or no longer, or it is too far back. Errors:
-/// `Unavailable`.
+/// `Unavailable`, where nothing was found.
 pub(super) async fn find(
     catalog: &Catalog,
     tables: Vec<Vec<String>>,
@@ -48,28 +48,19 @@ pub(super) async fn find(
     let since = since.map(|since| since - CLOCKS);
     let left = AtomicUsize::new(MANIFESTS);
     let left = &left;
-    let found: Vec<Option<Found>> = futures::stream::iter(tables)
+    let found = futures::stream::iter(tables)
         .map(|id| async move {
             if left.load(Ordering::Relaxed) == 0 {
                 return Ok(None);
             }
             take(left);
-            match view::open(catalog, &id).await {
-                Ok((_, table)) => in_history(&id, table, job, since, left).await,
-                // A plain table, one that was dropped meanwhile, or a mere name.
-                Err(
-                    EngineError::NotAView { .. }
-                    | EngineError::ViewNotFound { .. }
-                    | EngineError::Unsupported { .. }
-                    | EngineError::InvalidInput(_),
-                ) => Ok(None),
-                Err(error) => Err(error),
-            }
+            let (_, table) = view::open(catalog, &id).await?;
+            in_history(&id, table, job, since, left).await
         })
         .buffer_unordered(AT_A_TIME)
-        .try_collect()
-        .await?;
-    Ok(found.into_iter().flatten().max_by_key(|found| found.at))
+        .collect()
+        .await;
+    newest(found)
 }
 
 /// Whether one more manifest may be read.

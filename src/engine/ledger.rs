@@ -359,6 +359,16 @@ impl Ledgers {
         self.settled.as_deref()
     }
 
+    /// Whether a file that `fragments` of the view have is gone, as far as those
+    /// that have been read tell.
+    pub fn lacks(&self, fragments: &[Fragment]) -> bool {
+        let mut files = fragments.iter().flat_map(|f| &f.files);
+        let lost = |path: String| self.gone.contains(&path);
+        !self.gone.is_empty()
+            && (files.any(|file| lost(data_path(&file.path)))
+                || fragments.iter().filter_map(deletions).any(lost))
+    }
+
     /// The files that were brought in lately, by those that have been read.
     pub fn into_young(self) -> Young {
         self.young

@@ -153,7 +153,7 @@ pub(super) async fn committed(
     if history.settled {
         return Ok(history.outcome);
     }
-    if history.complete || history.outcome.is_some() {
+    if history.is_complete() || history.outcome.is_some() {
         // A commit that others' came before is for a worker to look at again.
         return Ok(None);
     }

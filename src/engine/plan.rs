@@ -144,8 +144,10 @@ pub fn judge(
             None => (Vec::new(), &mut judgement.added),
             Some(Some(there)) => (there, &mut judgement.kept),
             Some(None) => match is_trimmed.then(|| standing.ids(&claim.of)).flatten() {
-                Some(before) => (remaining(claim, before), &mut judgement.trimmed),
-                None => continue,
+                Some(before) if is_numbered(claim, &before) => {
+                    (remaining(claim, before), &mut judgement.trimmed)
+                }
+                _ => continue,
             },
         };
         if !fits(claim)
@@ -168,6 +170,17 @@ pub fn judge(
         .collect();
     judgement.dropped.sort_unstable();
     judgement
+}
+
+/// Whether the fragments that `claim` takes rows out of have the ids that they
+/// had when it was staged: a deletion file is one fragment's, and an Overwrite
+/// numbers all anew.
+fn is_numbered(claim: &Claim, before: &[u64]) -> bool {
+    let mut less = claim.fragments.iter().filter(|f| f.deletion_file.is_some());
+    less.all(|less| {
+        let mut before = claim.of.iter().zip(before);
+        before.any(|(fragment, id)| fragment.files == less.files && *id == less.id)
+    })
 }
 
 /// Those of the ids `before`, which the fragments that `claim` is of have, whose
@@ -373,6 +386,10 @@ mod tests {
         let foreign = view(&[less(fragment(1, "x"), 8), fragment(2, "y")]);
         let now = judge(&inputs, &foreign, &[], &committed, staged);
         assert_eq!((now.missing, now.dropped), (vec![0], vec![1]));
+        // Or the fragment has another number by now.
+        let anew = view(&[fragment(2, "x"), fragment(1, "y")]);
+        let now = judge(&inputs, &anew, &[], &committed, staged);
+        assert_eq!((now.missing, now.dropped), (vec![0], vec![2]));
         // All rows of it are taken out: the fragment goes.
         trimmed.fragments.clear();
         let now = judge(&inputs, &before, &[], &committed, &[trimmed]);

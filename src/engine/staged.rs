@@ -22,20 +22,33 @@ const MEM_WAL: &str = "_mem_wal";
 /// How many refreshes' leftovers are looked at.
 const LEFTOVERS: usize = 64;
 
-/// The staged claims in the `folders` of plans that `refresh` may use on
-/// `table`: whose files were never in a committed version. With `own_only` those
-/// of other refreshes are left alone: a full refresh takes nothing over.
-pub async fn usable(
+/// How many versions of the view ago another refresh may have planned for its
+/// leftovers to be looked at: each version since is read.
+const FAR_BACK: u64 = 500;
+
+/// What a refresh has staged.
+#[derive(Debug)]
+pub struct Left {
+    /// The view's version when it planned first: none of its files is older.
+    since: u64,
+    claims: Vec<Claim>,
+}
+
+/// What is staged in the `folders` of plans, whether or not it may be used on
+/// `table`. With `own_only` other refreshes than `refresh` are left alone: a full
+/// refresh takes nothing over.
+pub async fn left(
     objects: &Objects,
     mut folders: Vec<String>,
     table: &Dataset,
     refresh: &str,
     own_only: bool,
-) -> Result<Vec<Claim>> {
-    let mut found = Vec::new();
+) -> Result<Vec<Left>> {
     folders.retain(|name| !own_only || name == refresh);
     // Its own first: they are surest to be there still.
     folders.sort_by_key(|name| name != refresh);
+    let latest = table.version().version;
+    let mut found = Vec::new();
     for folder in folders.into_iter().take(LEFTOVERS) {
         let listed = objects
             .list(&paths::claims(objects.root(), &folder))
@@ -49,21 +62,36 @@ pub async fn usable(
         else {
             continue;
         };
-        // No file of a refresh is older than its first plan.
-        let history = History::read(table, &folder, plan.view_version).await?;
+        let since = plan.view_version;
+        if folder != refresh && latest.saturating_sub(since) > FAR_BACK {
+            continue;
+        }
         let claims: Vec<Option<Claim>> = futures::stream::iter(listed)
             .map(|l| async move { objects.get::<Claim>(&l.path).await })
             .buffer_unordered(HEADS)
             .try_collect()
             .await?;
-        found.extend(
-            claims
-                .into_iter()
-                .flatten()
-                .filter(|claim| history.never_had(claim)),
-        );
+        let claims = claims.into_iter().flatten().collect();
+        found.push(Left { since, claims });
     }
     Ok(found)
+}
+
+/// Those of the staged claims that `refresh` may use on `table`: whose files were
+/// never in a committed version.
+pub async fn usable(left: Vec<Left>, table: &Dataset, refresh: &str) -> Result<Vec<Claim>> {
+    let Some(since) = left.iter().map(|left| left.since).min() else {
+        return Ok(Vec::new());
+    };
+    let history = History::read(table, refresh, since).await?;
+    let usable = left.into_iter().flat_map(|left| {
+        let never_had = |claim: &Claim| history.never_had(claim, left.since);
+        left.claims
+            .into_iter()
+            .filter(never_had)
+            .collect::<Vec<_>>()
+    });
+    Ok(usable.collect())
 }
 
 /// When each file that was written for `claims` was, by the store's clock; `None`

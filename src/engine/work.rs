@@ -236,6 +236,13 @@ impl Work {
         }
     }
 
+    /// Whether `outcome` is of the versions of the sources that this works on.
+    pub fn is_of(&self, outcome: &Outcome) -> bool {
+        let own = self.unchanged(0, outcome.view_version);
+        (own.source_version, own.source_versions)
+            == (outcome.source_version, outcome.source_versions.clone())
+    }
+
     /// The view's columns that a refresh computes, in `table`.
     pub fn columns(&self, table: &Dataset) -> Columns {
         let names = self.bench.planned.computed_names();

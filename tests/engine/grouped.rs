@@ -309,6 +309,76 @@ async fn aggregates_that_depend_on_order_and_full_refreshes_use_no_parts_of_befo
 }
 
 #[tokio::test]
+async fn the_least_and_the_greatest_are_those_of_a_full_refresh_whatever_is_no_number() {
+    let nan = f64::NAN;
+    let rows = |from: i64, values: &[f64]| {
+        let ids = from..from + values.len() as i64;
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("id", Arc::new(Int64Array::from_iter_values(ids))),
+            ("k", Arc::new(StringArray::from(vec!["k"; values.len()]))),
+            ("y", Arc::new(Float64Array::from(values.to_vec()))),
+        ];
+        RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)))
+            .unwrap()
+    };
+    for (first, second, after) in [
+        (vec![nan, 5.0], vec![1.0], "k | 1.0 | NaN"),
+        (vec![1.0, 5.0], vec![nan, 6.0], "k | 1.0 | NaN"),
+        (vec![nan, 5.0], vec![nan], "k | NaN | NaN"),
+        (vec![0.0, 5.0], vec![-0.0], "k | -0.0 | 0.0"),
+    ] {
+        for form in [Form::Plain, Form::Provenance] {
+            let db = Db::new(true);
+            let sql = "SELECT k, min(y) AS lo, max(y) AS hi FROM src GROUP BY k";
+            db.write(rows(0, &first), WriteMode::Create, 100).await;
+            db.create_view("v", sql, form).await;
+            db.refresh("v").await.unwrap();
+            db.write(rows(2, &second), WriteMode::Append, 100).await;
+            db.refresh("v").await.unwrap();
+            db.open("src").await.delete("y = 5").await.unwrap();
+            let done = db.refresh("v").await.unwrap();
+            assert_eq!((done.units_kept, done.units_total), (1, 2));
+            let by_parts = db.rows("v").await;
+            let full = Request {
+                full: true,
+                ..request("v")
+            };
+            db.refresh_as(full).await.unwrap();
+            let place = format!("{first:?} {second:?} {form:?}");
+            assert_eq!(by_parts, db.rows("v").await, "{place}");
+            assert!(by_parts[0].starts_with(after), "{place}: {by_parts:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn parts_of_another_version_are_computed_again() {
+    let db = filled(false).await;
+    let sql = MERGED[0];
+    db.create_view("v", sql, Form::Plain).await;
+    let mut next = 200;
+    for (was, is) in [("DataFusion ", "DataFusion 1"), ("madeBy", "once")] {
+        check(&db, "v", sql, Form::Plain, "before").await;
+        // As if all that is kept were of another version, or of one that did not say.
+        let ledgers = PathBuf::from(db.path("v")).join("_relance/ledgers");
+        for entry in std::fs::read_dir(ledgers).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.contains(was), "{text}");
+            std::fs::write(&path, text.replace(was, is)).unwrap();
+        }
+        append(&db, next..next + 5).await;
+        next += 5;
+        let done = check(&db, "v", sql, Form::Plain, &format!("with {is}")).await;
+        assert_eq!((done.mode, done.units_kept), (Mode::Rebuild, 0), "{is}");
+        append(&db, next..next + 5).await;
+        next += 5;
+        let then = check(&db, "v", sql, Form::Plain, "after that").await;
+        assert_eq!(then.mode, Mode::Incremental, "{is}");
+    }
+}
+
+#[tokio::test]
 async fn groups_that_are_as_many_as_rows_are_computed_whole() {
     let db = Db::new(false);
     let wide = |ids: std::ops::Range<i64>| {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::faults::store::{Faults, Wrap};
 use crate::scenarios::filled;
-use crate::support::{Db, Form, SHAPES, request};
+use crate::support::{Db, Form, SHAPES, is_current, request};
 
 #[tokio::test]
 async fn a_source_that_has_lost_a_file_is_named_and_tried_again_by_nobody() {
@@ -50,6 +50,7 @@ async fn files_that_a_cleanup_took_from_under_a_commit_are_computed_again() {
         let file = format!("{}/data/{}", db.path("v"), fragment.files[0].path);
         std::fs::remove_file(file).unwrap();
     }
+    assert!(!is_current(&db, "v").await, "who looks finds its files");
     let again = db.refresh("v").await.unwrap();
     assert!(again.rows_written > 0, "{again:?}");
     assert_eq!(
@@ -88,7 +89,9 @@ async fn files_that_a_cleanup_took_after_further_commits_are_computed_again() {
         }
         let now = files(&db.open("v").await);
         assert!(taken.iter().all(|file| now.contains(file)), "{now:?}");
+        assert!(is_current(&db, "v").await);
         take(&db.open("v").await, &taken);
+        assert!(!is_current(&db, "v").await);
         let mended = db.refresh("v").await.unwrap();
         assert!(mended.rows_written > 0, "{mended:?}");
         assert_eq!(

@@ -29,7 +29,8 @@ use relance::protocol::{Task, exit};
 use tokio::sync::Mutex;
 
 use crate::support::{
-    Db, Form, Python, Worker, commits_of, foreign, number, relance_refresh, request, update,
+    Db, Form, Python, Worker, commits_of, foreign, is_current, number, relance_refresh, request,
+    update,
 };
 
 /// Two definitions of the same columns.
@@ -156,6 +157,14 @@ impl Race {
             Form::Provenance => sql.replace(" FROM src", ", _rowid AS __source_row_id FROM src"),
         };
         self.db.evaluated_sql(&sql, None, version).await.unwrap().1
+    }
+
+    /// The rows of the view.
+    async fn found(&self) -> Result<Vec<String>, String> {
+        let table = self.db.open("v").await;
+        let rows = table.scan().try_into_batch().await;
+        rows.map(|batch| crate::support::render(&[batch]))
+            .map_err(|error| error.to_string())
     }
 
     /// Does what `peer` does, and tells how it ended. `Err`: as it must not.
@@ -367,17 +376,23 @@ async fn round(
     {
         race.create(DEFINITIONS[0]).await?;
     }
+    if is_current(&race.db, "v").await {
+        let wanted = race
+            .wanted(race.db.open("src").await.version().version)
+            .await;
+        if race.found().await.as_ref() != Ok(&wanted) {
+            return Err(format!("it is told to be right, and is not; of {ended:?}"));
+        }
+        *tally.entry("told to be right".to_string()).or_default() += 1;
+    }
     let last = race
         .db
         .refresh("v")
         .await
         .map_err(|error| format!("the last refresh: {error}; of {ended:?}"))?;
     let wanted = race.wanted(last.source_version).await;
-    let db = race.db.open("v").await;
-    let found = match db.scan().try_into_batch().await {
-        Ok(batch) => crate::support::render(&[batch]),
-        Err(error) => return Err(format!("the view cannot be read: {error}; of {ended:?}")),
-    };
+    let found = race.found().await;
+    let found = found.map_err(|why| format!("the view cannot be read: {why}; of {ended:?}"))?;
     if found != wanted {
         return Err(format!(
             "{} rows, and {} are right, after {last:?}; of {ended:?}",

@@ -154,6 +154,12 @@ async fn namespaces(
     told(state.namespace.list_namespaces(request).await)
 }
 
+/// Who asks for something else has shown the credential there.
+async fn elsewhere(State(state): State<Arc<Serving>>, headers: HeaderMap) -> StatusCode {
+    state.headers.lock().unwrap().push(headers);
+    StatusCode::NOT_FOUND
+}
+
 impl RestCatalog {
     async fn start(
         root: &str,
@@ -177,6 +183,7 @@ impl RestCatalog {
             .route("/prefix/v1/table/{id}/describe", post(describe))
             .route("/prefix/v1/namespace/{id}/table/list", get(tables))
             .route("/prefix/v1/namespace/{id}/list", get(namespaces))
+            .fallback(elsewhere)
             .with_state(state.clone());
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/prefix/", socket.local_addr().unwrap());
@@ -292,6 +299,16 @@ async fn a_view_in_a_namespace_of_a_rest_catalog_is_refreshed_from_its_source_th
         let gone = matches!(error, EngineError::ViewNotFound { .. });
         assert!(gone, "{missing:?}: {error:?}");
     }
+    // What a URL takes for a step up is not even asked for.
+    let asked = || served.state.headers.lock().unwrap().len();
+    let before = asked();
+    for step in [".", ".."] {
+        let error = view::inspect(&catalog, &[step.to_string()]).await;
+        let error = error.unwrap_err();
+        let gone = matches!(error, EngineError::ViewNotFound { .. });
+        assert!(gone, "{step}: {error:?}");
+    }
+    assert_eq!(asked(), before);
     let headers = served.state.headers.lock().unwrap();
     assert!(headers.iter().all(|sent| sent["x-database"] == "sales"));
 }

@@ -14,6 +14,9 @@
 //! missing or damaged is computed again, wherever that is noticed. A unit whose
 //! states are larger than [`LARGEST`] is remembered as such by a mark, and the
 //! view is then computed whole, which needs no such objects.
+//!
+//! States mean something to the version that made them alone. A partial says which
+//! that was, and any other computes it again.
 
 mod object;
 mod parts;
@@ -25,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::parts::{Parts, compute};
 use super::error::Result;
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{ENGINE_VERSION, Fingerprint};
 use super::ledger::{Claim, Ledger, Ledgers, STAGED_FOR};
 use super::plan::{self, Plan};
 use super::request::Request;
@@ -38,8 +41,8 @@ use super::{carry, paths};
 /// small beside the rows themselves.
 pub const LARGEST: usize = 16 << 20;
 
-/// How the objects are written; and DataFusion's version, whose states they are.
-const FORMAT: &str = "partial 1";
+/// How the objects are written.
+const FORMAT: &str = "partial 2";
 
 /// Small partials are put together when there are more of all than this, and
 /// than twice as many as units of full size.
@@ -63,20 +66,36 @@ pub struct Partial {
     /// Whether its states are too large to be kept.
     #[serde(default)]
     pub large: bool,
+    /// Whose states they are ([`maker`]). Empty: older than those that say so.
+    #[serde(default)]
+    pub made_by: String,
 }
 
 impl Partial {
     /// A partial yet to be computed. Another `salt` makes it another object.
     fn new(inputs: Vec<Fingerprint>, salt: &str) -> Partial {
-        let version = datafusion::DATAFUSION_VERSION;
-        let made = Fingerprint::of_text(&format!("{FORMAT}, {version}, {salt}"));
+        let made_by = maker();
+        let made = Fingerprint::of_text(&format!("{made_by}, {salt}"));
         Partial {
             objects: vec![Fingerprint::of_all(inputs.iter().chain([&made]))],
             inputs,
             kept: false,
             large: false,
+            made_by,
         }
     }
+
+    /// Whether its states mean to this version what they say.
+    fn is_own(&self) -> bool {
+        self.made_by == maker()
+    }
+}
+
+/// Whose states this version computes and reads: how it writes them, and whose
+/// aggregates they are of.
+fn maker() -> String {
+    let version = datafusion::DATAFUSION_VERSION;
+    format!("{FORMAT}, engine {ENGINE_VERSION}, DataFusion {version}")
 }
 
 /// The partials that `work`'s groups come of; none where they cannot be merged.
@@ -100,7 +119,7 @@ pub async fn choose(
     if !request.full {
         let ledgers = ledgers.newest(LEDGERS).await?;
         let kept = ledgers.iter().flat_map(|ledger| ledger.partials.clone());
-        let kept = kept.map(|partial| Partial {
+        let kept = kept.filter(Partial::is_own).map(|partial| Partial {
             kept: true,
             ..partial
         });
@@ -131,14 +150,15 @@ async fn left(objects: &Objects, plans: &[String]) -> Result<Vec<Partial>> {
     for folder in plans.iter().take(PLANS) {
         let path = paths::plan(objects.root(), folder, 1);
         if let Some(plan) = objects.get::<Plan>(&path).await? {
-            found.extend(plan.partials.into_iter().filter(|p| !p.kept));
+            let left = plan.partials.into_iter();
+            found.extend(left.filter(|p| !p.kept && p.is_own()));
         }
     }
     Ok(found)
 }
 
-/// Claims are carried over compactions; so are partials, as if their objects
-/// were files.
+/// Claims are carried over compactions; so are partials of this version, as if
+/// their objects were files.
 fn as_claim(partial: Partial) -> Claim {
     let fragments = partial.objects.iter().map(|object| {
         let mut fragment = lance_table::format::Fragment::new(0);
@@ -168,6 +188,7 @@ fn of_claim(claim: Claim) -> Partial {
         inputs: claim.inputs,
         kept: true,
         large: false,
+        made_by: maker(),
     }
 }
 
@@ -343,6 +364,23 @@ mod tests {
         let inputs = vec![Fingerprint::of_text("a")];
         let one = Partial::new(inputs.clone(), "one");
         assert_ne!(one.objects, Partial::new(inputs, "").objects);
+    }
+
+    #[test]
+    fn partials_of_another_version_or_of_none_are_not_taken_for_own_ones() {
+        let own = partial(&["a"]);
+        assert!(own.is_own());
+        let mut stored = serde_json::to_value(&own).unwrap();
+        let stored = stored.as_object_mut().unwrap();
+        let read = |stored: &serde_json::Map<String, serde_json::Value>| -> Partial {
+            serde_json::from_value(stored.clone().into()).unwrap()
+        };
+        assert_eq!(read(stored), own);
+        let other = own.made_by.replace("DataFusion ", "DataFusion 1");
+        stored.insert("madeBy".into(), other.into());
+        assert!(!read(stored).is_own());
+        stored.remove("madeBy");
+        assert!(!read(stored).is_own());
     }
 
     #[test]

@@ -46,10 +46,12 @@ struct Part {
 }
 
 impl Parts {
-    /// What `work`'s plan says; `None` if its groups are to be computed whole.
+    /// What `work`'s plan says; `None` if its groups are to be computed whole. So
+    /// are they where another version made the plan: what that would take for its
+    /// states is not written.
     pub fn of(work: &Work, objects: &Objects) -> Option<Parts> {
         let partials = &work.plan.partials;
-        if partials.is_empty() || partials.iter().any(|p| p.large) {
+        if partials.is_empty() || partials.iter().any(|p| p.large || !p.is_own()) {
             return None;
         }
         let pieces = work.mergeable()?;

@@ -89,10 +89,13 @@ impl Run<'_> {
                 info!("the view was re-created or redefined meanwhile; planning anew");
                 return Ok(None);
             }
-            let history = History::read(&table, &request.refresh, work.plan.view_version).await?;
+            // Another worker may have committed what was planned before.
+            let since = self.since.unwrap_or(work.plan.view_version);
+            let history = History::read(&table, &request.refresh, since).await?;
             // What was committed once, by whomever, counts only where it stands.
+            let never_had = |claim: &Claim| history.never_had(claim, work.plan.view_version);
             self.staged
-                .retain(|_, claim| claim.fragments.is_empty() || history.never_had(claim));
+                .retain(|_, claim| claim.fragments.is_empty() || never_had(claim));
             self.settled = ledgers.settled().map(str::to_string);
             let judged = self.judge(work, &table, &mut ledgers).await?;
             let (judgement, carried) = (judged.now, judged.carried);
@@ -113,6 +116,10 @@ impl Run<'_> {
             if let (Some(outcome), true) = (history.outcome, history.settled) {
                 // Another worker has done it. What was written since is not
                 // for this refresh to mend.
+                if !work.is_of(&outcome) {
+                    // By another plan: what it read is not for this one to tell.
+                    return Ok(Some((outcome, None)));
+                }
                 let left = Some(outcome.view_version);
                 let table = self.catalog.store().open(&work.view.uri, left).await?;
                 return Ok(Some((outcome, table)));

@@ -11,6 +11,7 @@ use crate::engine::guess::Guess;
 use crate::engine::ledger::Ledgers;
 use crate::engine::outcome::{self, Outcome};
 use crate::engine::plan::Plan;
+use crate::engine::staged::Left;
 use crate::engine::trim::{self, Trim};
 use crate::engine::view::{self, ViewInfo};
 use crate::engine::work::Work;
@@ -31,7 +32,7 @@ pub(super) enum Planned {
 impl Run<'_> {
     /// Fixes plan `n`, or reads what another worker fixed.
     pub(super) async fn plan(&mut self, n: u32) -> Result<Planned> {
-        let (request, objects) = (self.request, &self.objects);
+        let (request, objects) = (self.request, &self.objects.clone());
         let path = paths::plan(objects.root(), &request.refresh, n);
         let folder = paths::plans(objects.root());
         // All at once: a store that is far away takes long to answer each.
@@ -47,6 +48,9 @@ impl Run<'_> {
             return Ok(Planned::Done(done));
         }
         let (fixed, plans, mut ledgers, opened) = (fixed?, plans?, ledgers?, opened?);
+        let first = fixed.as_ref().map(|plan: &Plan| plan.view_version);
+        let first = first.unwrap_or_else(|| opened.1.version().version);
+        self.since = Some(self.since.map_or(first, |since| since.min(first)));
         if let (Some(plan), 1) = (&fixed, n)
             && let Some(done) =
                 outcome::committed(objects, &opened.1, &request.refresh, plan).await?
@@ -54,19 +58,16 @@ impl Run<'_> {
             return Ok(Planned::Done(done));
         }
         let (refresh, full, table) = (&request.refresh, request.full, opened.1.clone());
-        let (work, usable) = futures::join!(
+        let (work, left) = futures::join!(
             Work::of(self.catalog, request, opened, fixed.as_ref(), &guess),
-            staged::usable(objects, plans.clone(), &table, refresh, full)
+            staged::left(objects, plans.clone(), &table, refresh, full)
         );
         let Some(mut work) = work? else {
             return Ok(Planned::Outdated);
         };
-        // Its own first, and what is here already before all.
-        for claim in usable? {
-            let id = claim.id();
-            if claim.refresh == *refresh || !self.void.contains(&id) {
-                self.staged.entry(id).or_insert(claim);
-            }
+        let mut left = left?;
+        if fixed.is_some() || work.is_limited() {
+            self.take_over(std::mem::take(&mut left), &table).await?;
         }
         if work.is_limited() {
             let standing = work.standing(&work.bench.table);
@@ -76,7 +77,13 @@ impl Run<'_> {
         let mut fixed = fixed;
         let mut nothing = false;
         if fixed.is_none() {
-            let judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
+            let mut judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
+            if !left.is_empty() && !judged.now.missing.is_empty() {
+                // What is staged was not looked at yet: a view that misses
+                // nothing has no use for it.
+                self.take_over(left, &table).await?;
+                judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
+            }
             let (now, carried) = (judged.now, judged.carried);
             let trims = match request.full {
                 true => Vec::new(),
@@ -111,7 +118,7 @@ impl Run<'_> {
             }
             work.plan = plan;
         }
-        self.since = Some(self.since(&work));
+        self.since = self.since.map(|since| since.min(work.plan.view_version));
         self.settled = ledgers.settled().map(str::to_string);
         self.known = ledgers.into_known();
         info!(
@@ -145,7 +152,16 @@ impl Run<'_> {
         Ok((view, table))
     }
 
-    fn since(&self, work: &Work) -> u64 {
-        self.since.unwrap_or(u64::MAX).min(work.plan.view_version)
+    /// Takes over what is `left` staged and may be used on `table`.
+    async fn take_over(&mut self, left: Vec<Left>, table: &Dataset) -> Result<()> {
+        let refresh = &self.request.refresh;
+        // Its own first, and what is here already before all.
+        for claim in staged::usable(left, table, refresh).await? {
+            let id = claim.id();
+            if claim.refresh == *refresh || !self.void.contains(&id) {
+                self.staged.entry(id).or_insert(claim);
+            }
+        }
+        Ok(())
     }
 }

@@ -14,6 +14,7 @@ use lance::dataset::ROW_ID;
 use lance_datafusion::exec::SessionContextExt;
 use lancedb::materialized_view::MaterializedViewDefinition;
 
+use super::extremes;
 use super::merge::Merge;
 use super::sql::quoted;
 use crate::engine::store::first_line;
@@ -87,6 +88,7 @@ pub(super) async fn execute(
     runtime: &Arc<RuntimeEnv>,
 ) -> datafusion::common::Result<SendableRecordBatchStream> {
     let context = SessionContext::new_with_config_rt(SessionConfig::new(), runtime.clone());
+    extremes::register(&context);
     let source = context.read_one_shot(rows)?.into_view();
     context.register_table(SOURCE, source)?;
     let statement = context

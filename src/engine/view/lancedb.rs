@@ -14,7 +14,7 @@ use lancedb::materialized_view::{
 };
 use moka::sync::Cache;
 
-use super::general::names::Query;
+use super::general::names::{Query, resolve_namespace};
 use super::{Described, ViewKind};
 
 /// The column in which views of 0.38 to 0.40 keep the source's row ids.
@@ -73,25 +73,21 @@ fn parsed(metadata: &HashMap<String, String>) -> Option<Described> {
         query: None,
         raw,
     };
+    let stored = stored.as_ref();
+    let database = stored.and_then(|s| s.default_database.as_deref());
+    let namespace = stored
+        .and_then(|s| s.default_namespace_path.as_deref())
+        .unwrap_or_default();
     let query = || {
-        let stored = stored.as_ref();
-        Query::parse(
-            stored.map(|s| s.query.as_str()).unwrap_or_default(),
-            stored.and_then(|s| s.default_database.as_deref()),
-            stored
-                .and_then(|s| s.default_namespace_path.as_deref())
-                .unwrap_or_default(),
-        )
+        let sql = stored.map(|s| s.query.as_str()).unwrap_or_default();
+        Query::parse(sql, database, namespace)
     };
     match read_definition(metadata) {
         Ok(Some(StoredDefinition::Query(_))) if query().is_ok_and(|q| q.beyond_rows()) => {
             described.general(query());
         }
         Ok(Some(StoredDefinition::Query(definition))) => {
-            let default_namespace = stored
-                .as_ref()
-                .and_then(|s| s.default_namespace_path.clone());
-            let definition = canonical(definition, default_namespace);
+            let definition = canonical(definition, database, namespace);
             let mut source = definition.source_namespace.clone();
             source.push(definition.source_table.clone());
             described.sources = vec![source];
@@ -132,17 +128,17 @@ impl Described {
 }
 
 /// The definition in lancedb's canonical spelling (the older structured
-/// layouts hold expressions as they were typed), its source resolved against
-/// the default namespace of the database that wrote it.
+/// layouts hold expressions as they were typed), its source resolved as that of
+/// any other SQL view is.
 fn canonical(
     definition: MaterializedViewDefinition,
-    default_namespace: Option<Vec<String>>,
+    database: Option<&str>,
+    namespace: &[String],
 ) -> MaterializedViewDefinition {
     let mut definition =
         MaterializedViewDefinition::from_sql(&definition.to_sql()).unwrap_or(definition);
-    if definition.source_namespace.is_empty() {
-        definition.source_namespace = default_namespace.unwrap_or_default();
-    }
+    definition.source_namespace =
+        resolve_namespace(&definition.source_namespace, database, namespace);
     definition
 }
 
@@ -184,6 +180,34 @@ mod tests {
         let raw =
             definition_metadata_from_sql_with_defaults("SELECT id FROM src", "db", &["ns".into()]);
         assert_eq!(of(&raw).sources, [["ns", "src"]]);
+    }
+
+    #[test]
+    fn a_name_means_the_same_whichever_grammar_reads_its_query() {
+        for (name, source) in [
+            ("src", vec!["ns", "src"]),
+            ("public.src", vec!["src"]),
+            ("db.public.src", vec!["src"]),
+            ("db.\"a$b\".src", vec!["a", "b", "src"]),
+            ("other.src", vec!["other", "src"]),
+        ] {
+            for (sql, kind) in [
+                ("SELECT id FROM", ViewKind::Sql),
+                ("SELECT DISTINCT id FROM", ViewKind::GeneralSql),
+            ] {
+                let sql = format!("{sql} {name}");
+                let raw = definition_metadata_from_sql_with_defaults(&sql, "db", &["ns".into()]);
+                let view = of(&raw);
+                assert_eq!(view.kind, kind, "{sql}");
+                assert_eq!(view.sources, std::slice::from_ref(&source), "{sql}");
+            }
+        }
+        let raw =
+            definition_metadata_from_sql_with_defaults("SELECT id FROM public.src", "db", &[]);
+        assert_eq!(of(&raw).sources, [["src"]]);
+        // Nothing is a database to a client that recorded none.
+        let raw = definition_metadata_from_sql("SELECT id FROM public.src");
+        assert_eq!(of(&raw).sources, [["public", "src"]]);
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! apart: states are batches of columns, so that they can be stored. It works
 //! for aggregates whose states merge to the same in any order. Sums and means
 //! of floating-point values do up to their last bits, which depend on how the
-//! rows were parted; all others exactly. Views with any other aggregate are
-//! computed whole.
+//! rows were parted; all others exactly, `min` and `max` of values with NaN
+//! among them because [`extremes`] takes their place. Views with any other
+//! aggregate are computed whole.
 
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use futures::StreamExt;
 use lance_datafusion::exec::OneShotExec;
+
+use super::extremes;
 
 /// Aggregates whose states merge to the same in any order.
 const MERGEABLE: &[&str] = &[
@@ -74,6 +77,7 @@ impl Merge {
             .with_physical_optimizer_rules(Vec::new())
             .build();
         let context = SessionContext::new_with_state(state);
+        extremes::register(&context);
         context.register_table(table, Arc::new(EmptyTable::new(schema.clone())))?;
         let plan = context.sql(sql).await?.create_physical_plan().await?;
         let mut partials = Vec::new();
@@ -258,6 +262,26 @@ mod tests {
             let whole = by_parts(sql, &[0, 100]).await;
             assert!(whole.lines().count() > 4, "{whole}");
             assert_eq!(by_parts(sql, &[0, 1, 50, 51, 100]).await, whole, "{sql}");
+        }
+    }
+
+    #[tokio::test]
+    async fn floats_that_cannot_be_compared_merge_to_the_same_too() {
+        // Of each group some are NaN, some zero and some minus zero.
+        let value = "CASE x % 4 WHEN 0 THEN x * 0.0 / 0.0 WHEN 1 THEN 0.0 WHEN 2 THEN -0.0 \
+                     ELSE x END";
+        for float in ["DOUBLE", "FLOAT"] {
+            let value = format!("CAST({value} AS {float})");
+            let sql = format!(
+                "SELECT k, min({value}) AS a, max({value}) AS b, max(DISTINCT -{value}) AS c \
+                 FROM t GROUP BY k"
+            );
+            let whole = by_parts(&sql, &[0, 100]).await;
+            assert!(whole.contains("NaN") && whole.contains("-0.0"), "{whole}");
+            let each: Vec<i64> = (0..=100).collect();
+            for cuts in [&each[..], &[0, 7, 13, 77, 100]] {
+                assert_eq!(by_parts(&sql, cuts).await, whole, "{sql} {cuts:?}");
+            }
         }
     }
 

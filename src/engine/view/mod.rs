@@ -3,9 +3,10 @@
 //! One file a dialect: [`lancedb`] reads the SQL views of lancedb (both
 //! forms), [`geneva`] recognises Geneva's. [`planned`] is a view over its
 //! sources: [`sql`] plans and evaluates those in lancedb's own grammar, with
-//! [`unnest`], [`grouped`] and [`merge`] for the shapes that a plain Lance scan
-//! cannot express, and [`general`] those in any SQL.
+//! [`unnest`], [`grouped`] and [`merge`] (with its [`extremes`]) for the shapes
+//! that a plain Lance scan cannot express, and [`general`] those in any SQL.
 
+pub mod extremes;
 pub mod general;
 pub mod geneva;
 pub mod grouped;

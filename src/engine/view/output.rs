@@ -50,8 +50,8 @@ pub(super) fn check<'a>(
     }
 }
 
-/// Whether a column of a general query may be stored as `stored`: the same
-/// type, or text or bytes in another layout of them.
+/// Whether a column that a query gives may be stored as `stored`: the same type,
+/// or text or bytes in another layout of them.
 pub(super) fn stores(stored: &DataType, given: &DataType) -> bool {
     use DataType::*;
     let text = |t: &DataType| matches!(t, Utf8 | LargeUtf8 | Utf8View);

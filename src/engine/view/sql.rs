@@ -13,7 +13,7 @@ use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion_expr::{Expr, Volatility};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::ROW_ID;
 use lance::dataset::scanner::{MaterializationStyle, Scanner};
@@ -45,7 +45,7 @@ pub enum Shape {
 #[derive(Clone, Debug)]
 pub struct Planned {
     definition: MaterializedViewDefinition,
-    unnest: Option<Unnest>,
+    unnest: Option<Arc<Unnest>>,
     /// The source's top-level columns that the view reads.
     columns: BTreeSet<String>,
     /// Whether the view holds the source's row ids.
@@ -153,13 +153,14 @@ impl Planned {
             Some((column, alias)) => {
                 columns.remove(&alias);
                 columns.insert(column.clone());
-                Some(Unnest::new(&source_schema, &definition, &column, &alias).map_err(&mismatch)?)
+                let unnest = Unnest::new(&source_schema, &definition, &column, &alias);
+                Some(Arc::new(unnest.map_err(&mismatch)?))
             }
         };
 
         let stored =
             output::computed(&schema).filter(|f| !(provenance && f.name() == SOURCE_ROW_ID));
-        output::check(view, stored, &types, DataType::equals_datatype)?;
+        output::check(view, stored, &types, output::stores)?;
         let merge = match definition.is_grouped() {
             true => {
                 let scanned = scanned(&source_schema, &columns, provenance);
@@ -270,7 +271,9 @@ impl Planned {
             scanner.project(unnest.inputs())?;
             let rows: SendableRecordBatchStream = scanner.try_into_stream().await?.into();
             let unnest = unnest.clone();
-            let expanded = rows.map(move |batch| unnest.apply(&batch?));
+            let expanded = rows
+                .map(move |batch| unnest.clone().apply(batch?).map(futures::stream::iter))
+                .try_flatten();
             let given = schema.clone();
             return Ok(self.conform(Box::pin(RecordBatchStreamAdapter::new(given, expanded))));
         }

@@ -15,6 +15,7 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
+use tokio::sync::Notify;
 
 /// What goes wrong, and what has been seen.
 #[derive(Debug)]
@@ -26,19 +27,67 @@ pub struct Faults {
     struck: AtomicBool,
     /// The data files of tables that were begun.
     written: Mutex<Vec<String>>,
+    /// What is waited for before an object is put.
+    hold: Option<Hold>,
+}
+
+/// The first put of an object whose path holds `of` waits until it may go on.
+#[derive(Debug)]
+struct Hold {
+    of: &'static str,
+    begun: AtomicBool,
+    reached: Notify,
+    go_on: Notify,
 }
 
 impl Faults {
     /// Every operation from number `fail_from` on fails; with `after`, the
     /// first of them has taken effect when it fails.
     pub fn new(fail_from: u64, after: bool) -> Arc<Faults> {
-        Arc::new(Faults {
+        Arc::new(Self::of(fail_from, after, None))
+    }
+
+    fn of(fail_from: u64, after: bool, hold: Option<Hold>) -> Faults {
+        Faults {
             operations: AtomicU64::new(0),
             fail_from,
             after,
             struck: AtomicBool::new(false),
             written: Mutex::default(),
-        })
+            hold,
+        }
+    }
+
+    /// All works, but the first put of an object whose path holds `of` waits for
+    /// [`Faults::go_on`].
+    pub fn holding(of: &'static str) -> Arc<Faults> {
+        let hold = Hold {
+            of,
+            begun: AtomicBool::new(false),
+            reached: Notify::new(),
+            go_on: Notify::new(),
+        };
+        Arc::new(Self::of(u64::MAX, false, Some(hold)))
+    }
+
+    /// Waits until that put has come.
+    pub async fn reached(&self) {
+        self.hold.as_ref().unwrap().reached.notified().await;
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        self.hold.as_ref().unwrap().go_on.notify_one();
+    }
+
+    async fn held(&self, at: &Path) {
+        if let Some(hold) = &self.hold
+            && at.as_ref().contains(hold.of)
+            && !hold.begun.swap(true, Ordering::SeqCst)
+        {
+            hold.reached.notify_one();
+            hold.go_on.notified().await;
+        }
     }
 
     /// Only counts.
@@ -144,6 +193,7 @@ impl fmt::Display for Faulty {
 impl ObjectStore for Faulty {
     async fn put_opts(&self, at: &Path, payload: PutPayload, o: PutOptions) -> Result<PutResult> {
         self.faults.wrote(at);
+        self.faults.held(at).await;
         self.faults
             .through(self.inner.put_opts(at, payload, o))
             .await

@@ -359,6 +359,76 @@ async fn a_query_that_holds_more_than_it_may_spills() {
     }
 }
 
+#[tokio::test]
+async fn a_join_of_a_unit_that_holds_more_than_it_may_spills() {
+    let mut world = World::new(false).await;
+    world.append("orders", 240_000).await;
+    for join in ["JOIN", "LEFT JOIN"] {
+        let sql = format!("SELECT a.id, b.note FROM orders a {join} orders b ON a.note = b.note");
+        world.create_view(join, &sql).await;
+        let request = Request {
+            query_memory: Some(12 << 20),
+            ..request(join)
+        };
+        let done = world.db.refresh_as(request).await;
+        done.unwrap_or_else(|e| panic!("{join}: {e}"));
+        let right = world.db.rows(join).await == world.evaluated(&sql).await;
+        assert!(right, "{join}");
+    }
+}
+
+#[tokio::test]
+async fn a_not_in_over_nulls_gives_its_rows_or_says_that_it_needs_more_memory() {
+    let mut world = World::new(false).await;
+    world.append("orders", 200_000).await;
+    let mut refused = 0;
+    // With how much of it there is enough: of a unit that has it alone, and of all.
+    for (at, (enough, sql)) in [
+        (
+            6,
+            "SELECT customer, note FROM orders WHERE customer NOT IN \
+             (SELECT id FROM customers WHERE id > 9)",
+        ),
+        (
+            6,
+            "SELECT customer, note FROM orders WHERE customer NOT IN \
+             (SELECT CASE WHEN id > 9 THEN id END FROM customers)",
+        ),
+        (
+            256,
+            "SELECT DISTINCT customer, note FROM orders WHERE customer NOT IN \
+             (SELECT id FROM customers WHERE id > 9)",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let right = world.evaluated(sql).await;
+        for megabytes in [1, 4, 6, 256] {
+            let name = format!("v{at}_{megabytes}");
+            world.create_view(&name, sql).await;
+            let done = world.db.refresh_as(Request {
+                query_memory: Some(megabytes << 20),
+                ..request(&name)
+            });
+            match done.await {
+                Ok(_) => {
+                    let found = world.db.rows(&name).await;
+                    let count = found.len();
+                    assert!(found == right, "{count} rows with {megabytes} MiB: {sql}");
+                }
+                Err(EngineError::EvaluationFailed { why, .. }) if megabytes < enough => {
+                    assert!(why.contains("more memory"), "{why}");
+                    refused += 1;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+    // Else none had to make do with less than a join by hashes takes.
+    assert!(refused > 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_that_a_fault_ended_is_finished_by_the_next() {
     let mut world = World::new(false).await;

@@ -23,7 +23,7 @@ use relance::engine::error::EngineError;
 use relance::engine::outcome::{Mode, Outcome};
 use relance::engine::refresh::Request;
 
-use crate::support::{Db, Form, number, request};
+use crate::support::{Db, Form, is_current_at, number, request};
 use changes::{Source, change_view};
 use data::new_schema;
 use views::View;
@@ -259,6 +259,13 @@ async fn refresh(db: &Db, view: &View, random: &mut StdRng) -> Result<String, St
     };
     let before = db.rows(&view.name).await;
     let expected = view.evaluated(db, view.form, version).await;
+    if is_current_at(db, &view.name, asked.src_version).await {
+        let (_, expected) = expected
+            .as_ref()
+            .map_err(|e| format!("told to be right, and from scratch it is: {e}"))?;
+        same(&view.name, "told to be right", &before, expected)?;
+        tally("told to be right");
+    }
     match shared(db, &asked, workers).await {
         Ok(outcome) => {
             let told = format!("{:?} by {asked:?}", outcome.mode);
@@ -269,6 +276,9 @@ async fn refresh(db: &Db, view: &View, random: &mut StdRng) -> Result<String, St
                 return Err(format!("{told}, asked for version {version}: {outcome:?}"));
             }
             tally(format!("{:?}", outcome.mode));
+            if !is_current_at(db, &view.name, asked.src_version).await {
+                return Err(format!("{told}, and it is told to need another"));
+            }
             compare_with_lancedb(db, view, version, &told).await?;
             if random.random_bool(0.2) {
                 stays(db, view, &asked).await?;

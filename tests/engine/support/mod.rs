@@ -25,8 +25,10 @@ use lancedb::materialized_view::{
 use relance::engine::catalog::Catalog;
 use relance::engine::commit;
 use relance::engine::error::EngineError;
+use relance::engine::freshness::{self, Freshness};
 use relance::engine::outcome::Outcome;
 use relance::engine::refresh::{Progress, Request, refresh};
+use relance::engine::view;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -292,6 +294,19 @@ pub async fn commits_of(db: &Db, view: &str, uid: &str) -> usize {
         );
     }
     found
+}
+
+/// Whether `view` is right as it is, as one tells who looks at it.
+pub async fn is_current(db: &Db, view: &str) -> bool {
+    is_current_at(db, view, None).await
+}
+
+/// The same of `view` and a version of its source.
+pub async fn is_current_at(db: &Db, view: &str, src_version: Option<u64>) -> bool {
+    let catalog = db.catalog().await;
+    let (info, table) = view::open(&catalog, &[view.to_string()]).await.unwrap();
+    let found = freshness::check(&catalog, &info, &table, src_version).await;
+    matches!(found, Ok(Freshness::Current(_)))
 }
 
 /// Sets `column` of the rows for which `which` holds to `value`, both in SQL.

@@ -41,6 +41,7 @@ use datafusion_expr::{LogicalPlan, TableScan};
 use futures::StreamExt;
 use lance::Dataset;
 use lance_table::format::Fragment;
+use tokio::sync::RwLock;
 
 use self::names::Query;
 use self::source::SourceTable;
@@ -71,6 +72,8 @@ pub struct General {
     memory: Memory,
     /// The bytes of its pool.
     pool: usize,
+    /// Whose turn it is to compute rows: many's, or that of one alone.
+    turns: Arc<RwLock<()>>,
 }
 
 /// Rows of the view that are computed by themselves.
@@ -149,6 +152,7 @@ impl General {
                 datafusion::execution::memory_pool::MemoryLimit::Finite(bytes) => bytes,
                 _ => usize::MAX,
             },
+            turns: Arc::default(),
         };
         let context = general.context(1, false);
         let tables: Vec<Arc<SourceTable>> = sources
@@ -184,7 +188,9 @@ impl General {
             .iter()
             .map(|f| (f.name(), f.data_type()))
             .collect();
-        let definition = format!("{}\n{types:?}", plan.display_indent());
+        // The plan's words alone are those of other queries too: they lack
+        // brackets, and rows of VALUES.
+        let definition = format!("{}\n{}\n{types:?}", query.statement, plan.display_indent());
         let branches = branch::split(&optimized).map_err(said)?;
         let count = branches.len();
         for (at, plan) in branches.into_iter().enumerate() {
@@ -209,7 +215,8 @@ impl General {
     /// The rows of branch `at`, of this extent of its probe or of all, in the
     /// view's schema. A hash join holds one side in memory, and the first rows
     /// of an order are held too; if `frugal` all of these are sorted instead,
-    /// which can spill.
+    /// which can spill, and no other rows are computed meanwhile, so that none
+    /// hold what that needs. The join of a `NOT IN` stays as it is.
     pub async fn evaluate(
         &self,
         at: usize,
@@ -219,6 +226,12 @@ impl General {
         let branch = self.branches.get(at).ok_or_else(|| {
             datafusion::error::DataFusionError::Internal("no such branch".to_string())
         })?;
+        // Until the rows' stream is dropped.
+        let turn: Box<dyn Send + Sync> = match frugal {
+            true => Box::new(self.turns.clone().write_owned().await),
+            false => Box::new(self.turns.clone().read_owned().await),
+        };
+        let sorted = frugal && !has_null_aware_join(&branch.plan)?;
         // Units run beside each other; what is computed whole has all processors.
         let mut partitions = std::thread::available_parallelism().map_or(1, |n| n.get());
         let mut plan = branch.plan.clone();
@@ -232,21 +245,28 @@ impl General {
                 })
             })?;
         }
-        let context = self.context(partitions, frugal);
+        if sorted {
+            // Rows that are not parted are joined by their hashes all the same.
+            partitions = partitions.max(2);
+        }
+        let context = self.context(partitions, sorted);
         let mut physical = context.state().create_physical_plan(&plan).await?;
         if frugal {
             physical = sorted_whole(physical)?;
         }
         let rows = execute_stream(physical, context.task_ctx())?;
         let schema = self.schema.clone();
-        let rows = rows.map(move |batch| output::conform(&batch?, &schema));
+        let rows = rows.map(move |batch| {
+            let _held = &turn;
+            output::conform(&batch?, &schema)
+        });
         Ok(Box::pin(RecordBatchStreamAdapter::new(
             self.schema.clone(),
             rows,
         )))
     }
 
-    fn context(&self, partitions: usize, frugal: bool) -> SessionContext {
+    fn context(&self, partitions: usize, sorted: bool) -> SessionContext {
         let mut config = SessionConfig::new()
             .with_default_catalog_and_schema(CATALOG, SCHEMA)
             .with_create_default_catalog_and_schema(true)
@@ -256,7 +276,7 @@ impl General {
         let options = config.options_mut();
         options.sql_parser.enable_ident_normalization = self.lower;
         options.sql_parser.map_string_types_to_utf8view = false;
-        options.optimizer.prefer_hash_join = !frugal;
+        options.optimizer.prefer_hash_join = !sorted;
         let context = SessionContext::new_with_config_rt(config, self.memory.runtime().clone());
         lance_datafusion::udf::register_functions(&context);
         context
@@ -320,6 +340,21 @@ impl Branch {
             rows_besides,
         })
     }
+}
+
+/// Whether a join of `plan` is that of a `NOT IN` whose sides may hold NULL. Only
+/// a join by hashes knows that nothing is said to be outside of a set with a NULL,
+/// and a NULL outside of none but the empty one.
+fn has_null_aware_join(plan: &LogicalPlan) -> datafusion::common::Result<bool> {
+    let mut found = false;
+    plan.apply_with_subqueries(|node| {
+        found |= matches!(node, LogicalPlan::Join(join) if join.null_aware);
+        Ok(match found {
+            true => TreeNodeRecursion::Stop,
+            false => TreeNodeRecursion::Continue,
+        })
+    })?;
+    Ok(found)
 }
 
 /// `plan` with sorts that keep all rows, and limits after them, for those that

@@ -180,37 +180,40 @@ fn shorten(name: &mut ObjectName) {
 }
 
 /// The identifier path that `reference` means.
-fn resolve(
-    reference: &TableReference,
-    database: Option<&str>,
-    namespace: &[String],
-) -> Vec<String> {
-    let within = |schema: &str| -> Vec<String> {
-        if database.is_some() && schema == ROOT {
-            return Vec::new();
-        }
-        schema.split(DELIMITER).map(str::to_string).collect()
-    };
-    let (mut path, table) = match reference {
-        TableReference::Bare { table } => (namespace.to_vec(), table),
-        TableReference::Partial { schema, table } => (within(schema), table),
+fn resolve(reference: &TableReference, database: Option<&str>, default: &[String]) -> Vec<String> {
+    let (namespace, table) = match reference {
+        TableReference::Bare { table } => (Vec::new(), table),
+        TableReference::Partial { schema, table } => (vec![schema.to_string()], table),
         TableReference::Full {
             catalog,
             schema,
             table,
-        } if database == Some(catalog.as_ref()) => (within(schema), table),
-        TableReference::Full {
-            catalog,
-            schema,
-            table,
-        } => {
-            let mut path: Vec<String> = catalog.split(DELIMITER).map(str::to_string).collect();
-            path.extend(schema.split(DELIMITER).map(str::to_string));
-            (path, table)
-        }
+        } => (vec![catalog.to_string(), schema.to_string()], table),
     };
+    let mut path = resolve_namespace(&namespace, database, default);
     path.push(table.to_string());
     path
+}
+
+/// The identifier path of the namespace that a client with these defaults wrote as
+/// `written`, before the name of a table.
+pub(in crate::engine::view) fn resolve_namespace(
+    written: &[String],
+    database: Option<&str>,
+    default: &[String],
+) -> Vec<String> {
+    let parts = match written {
+        [] => return default.to_vec(),
+        [catalog, schema] if database == Some(catalog.as_str()) => std::slice::from_ref(schema),
+        parts => parts,
+    };
+    match parts {
+        [schema] if database.is_some() && schema == ROOT => Vec::new(),
+        parts => parts
+            .iter()
+            .flat_map(|part| part.split(DELIMITER).map(str::to_string))
+            .collect(),
+    }
 }
 
 /// Finds what no refresh can read the same twice: tables that are functions,

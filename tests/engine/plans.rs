@@ -1,0 +1,147 @@
+//! Plans that others have outrun: of workers that see different versions of the
+//! source, of a definition that was changed, and of refreshes that failed.
+
+use std::collections::HashMap;
+
+use chrono::TimeDelta;
+use lance::dataset::WriteMode;
+use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
+use relance::engine::outcome::Mode;
+use relance::engine::refresh::Request;
+
+use crate::faults::run;
+use crate::faults::store::Faults;
+use crate::scenarios::filled;
+use crate::support::{Form, SHAPES, commits_of, is_current, request};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() {
+    let mut db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    let asked = request("v");
+    let worker = |index| Request {
+        workers: 2,
+        index,
+        ..asked.clone()
+    };
+    let before = db.open("src").await.version().version;
+    let more = db.batch(20);
+    // The second computes all, and is about to commit what it read of the
+    // source as it was.
+    let late = Faults::holding("v.lance/_transactions");
+    let second = async { run(&db, &worker(1), late.clone()).await.unwrap() };
+    let first = async {
+        late.reached().await;
+        db.write(more, WriteMode::Append, 30).await;
+        let source = db.open("src").await;
+        source
+            .cleanup_old_versions(TimeDelta::zero(), Some(true), Some(false))
+            .await
+            .unwrap();
+        // So the first has to plan anew, and is about to record what it computed.
+        let slow = Faults::holding("/claims/");
+        let first = async { run(&db, &worker(0), slow.clone()).await.unwrap() };
+        let let_go = async {
+            slow.reached().await;
+            late.go_on();
+            while commits_of(&db, "v", &asked.refresh).await == 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            slow.go_on();
+        };
+        futures::join!(first, let_go).0
+    };
+    let (second, first) = futures::join!(second, first);
+    for done in [&second, &first] {
+        assert_eq!(done.source_version, before, "{done:?}");
+    }
+    assert_eq!(commits_of(&db, "v", &asked.refresh).await, 1);
+    assert!(
+        !is_current(&db, "v").await,
+        "rows of the source are missing"
+    );
+    let done = db.refresh("v").await.unwrap();
+    db.assert_right(&SHAPES[0], Form::Plain, &done).await;
+    assert!(is_current(&db, "v").await);
+}
+
+#[tokio::test]
+async fn a_query_that_was_changed_in_brackets_or_literals_alone_is_computed_anew() {
+    let queries = [
+        (
+            "SELECT DISTINCT id, id - (id - 1) AS d FROM src",
+            "SELECT DISTINCT id, id - id - 1 AS d FROM src",
+        ),
+        (
+            "SELECT DISTINCT id FROM src WHERE NOT (id > 10 AND id < 20)",
+            "SELECT DISTINCT id FROM src WHERE NOT id > 10 AND id < 20",
+        ),
+        (
+            "SELECT DISTINCT id FROM src WHERE id IN (SELECT column1 FROM (VALUES (1), (2), (3), (4), (5), (6)))",
+            "SELECT DISTINCT id FROM src WHERE id IN (SELECT column1 FROM (VALUES (1), (2), (3), (4), (5), (7)))",
+        ),
+    ];
+    for (before, after) in queries {
+        let db = filled(true).await;
+        db.create_general_view("v", before).await;
+        db.refresh("v").await.unwrap();
+        let first = db.rows("v").await;
+        let definition = definition_metadata_from_sql(after);
+        let mut table = db.open("v").await;
+        let metadata = HashMap::from([(DEFINITION_META_KEY, definition.as_str())]);
+        table.update_schema_metadata(metadata).await.unwrap();
+        db.refresh("v").await.unwrap();
+        let changed = db.rows("v").await;
+        assert_ne!(changed, first, "{after}");
+        let full = Request {
+            full: true,
+            ..request("v")
+        };
+        db.refresh_as(full).await.unwrap();
+        assert_eq!(db.rows("v").await, changed, "{after}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_failed_refresh_has_left_costs_those_nothing_that_find_the_view_right() {
+    let db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    let failed = request("v");
+    let mut left = 0;
+    for k in (0..).step_by(5) {
+        let tried = db.copied();
+        if run(&tried, &failed, Faults::new(k, false)).await.is_ok() {
+            break;
+        }
+        let folder = format!(
+            "{}/_relance/plans/{}/claims",
+            tried.path("v"),
+            failed.refresh
+        );
+        let claims = std::fs::read_dir(folder).map_or(0, |claims| claims.count());
+        if claims == 0 || commits_of(&tried, "v", &failed.refresh).await > 0 {
+            continue;
+        }
+        left += 1;
+        tried.refresh("v").await.unwrap();
+        let mut view = tried.open("v").await;
+        for n in 0..60 {
+            let n = n.to_string();
+            view.update_config([("key", n.as_str())]).await.unwrap();
+        }
+        let operations = async || {
+            let mut view = tried.open("v").await;
+            view.update_config([("key", "again")]).await.unwrap();
+            let faults = Faults::none();
+            let done = run(&tried, &request("v"), faults.clone()).await.unwrap();
+            assert_eq!(done.mode, Mode::NoOp);
+            faults.operations()
+        };
+        let beside = operations().await;
+        let plans = format!("{}/_relance/plans", tried.path("v"));
+        let _ = std::fs::remove_dir_all(plans);
+        let without = operations().await;
+        assert!(beside < without + 40, "{beside}, and {without} without");
+    }
+    assert!(left > 0);
+}
