@@ -3,14 +3,14 @@
 Put this file and relance.py into the dags folder, and add a connection `relance`: its host is the URL of
 relance's REST API, its password a Kubernetes token (or, with {"api_key": true} in its extra, an API key).
 The refresh is asked for under the run's own id, so that a task that is tried again finds the one that is
-under way; waiting takes no worker's slot.
+under way; a run that is cleared after it has ended asks for a new one. Waiting takes no worker's slot.
 """
 
 import datetime
 
 from airflow.exceptions import AirflowFailException
 from airflow.sdk import BaseHook, PokeReturnValue, dag, task
-from relance import RefreshError, Relance, Unavailable
+from relance import RefreshError, Relance, Unavailable, key_of
 
 VIEW = "sales$orders_by_day"
 
@@ -33,7 +33,7 @@ def refresh_orders_by_day():
     @task(retries=3, retry_delay=datetime.timedelta(minutes=1))
     def refresh(params=None, dag_run=None):
         try:
-            return api().refresh(params["view"], key=f"{dag_run.dag_id}/{dag_run.run_id}", full=params["full"])
+            return api().refresh(params["view"], key=key_of(dag_run), full=params["full"])
         except RefreshError as error:
             raise AirflowFailException(str(error)) from None
 

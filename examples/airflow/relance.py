@@ -13,6 +13,13 @@ class Unavailable(Exception):
     """The API did not answer, or is too busy: ask again."""
 
 
+def key_of(dag_run):
+    """What the refresh of an Airflow run is asked for under: the same as long as its tasks are tried again, and
+    another one once the run has ended and was cleared, where Airflow counts that."""
+    cleared = getattr(dag_run, "clear_number", None) or 0
+    return f"{dag_run.dag_id}/{dag_run.run_id}/{cleared}"
+
+
 class Relance:
     """A REST API, and who calls it: `token` is a Kubernetes token, `api_key` a key that relance knows."""
 

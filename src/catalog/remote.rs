@@ -248,8 +248,10 @@ impl RemoteNamespace {
     }
 }
 
-/// An identifier path as it stands in a URL, and its delimiter.
-fn object(id: Option<&[String]>) -> lance::Result<(String, &'static str)> {
+/// An identifier path as it stands in a URL, and its delimiter. None: URLs take
+/// it for a step to another place, however it is encoded, and there the
+/// credential is not to be shown.
+fn object(id: Option<&[String]>) -> lance::Result<Option<(String, &'static str)>> {
     let id = id.unwrap_or_default();
     let fits = |delimiter: &&&str| id.iter().all(|part| !part.contains(**delimiter));
     let delimiter = DELIMITERS.iter().find(fits).copied().ok_or_else(|| {
@@ -262,7 +264,9 @@ fn object(id: Option<&[String]>) -> lance::Result<(String, &'static str)> {
         true => delimiter.to_string(),
         false => id.join(delimiter),
     };
-    Ok((utf8_percent_encode(&joined, PATH).to_string(), delimiter))
+    let is_step = matches!(joined.as_str(), "." | "..");
+    let encoded = utf8_percent_encode(&joined, PATH).to_string();
+    Ok((!is_step).then_some((encoded, delimiter)))
 }
 
 /// What an error comes from: the words around it only say that a request failed.
@@ -290,7 +294,10 @@ impl LanceNamespace for RemoteNamespace {
         &self,
         request: DescribeTableRequest,
     ) -> lance::Result<DescribeTableResponse> {
-        let (id, delimiter) = object(request.id.as_deref())?;
+        let (id, delimiter) =
+            object(request.id.as_deref())?.ok_or_else(|| NamespaceError::TableNotFound {
+                message: "no table has such a name in a REST catalog".into(),
+            })?;
         let path = format!("/v1/table/{id}/describe");
         let query = [("delimiter", delimiter), ("with_table_uri", "true")];
         let asked = self.request(Method::POST, &path, &query);
@@ -327,7 +334,9 @@ impl RemoteNamespace {
         token: Option<String>,
         limit: Option<i32>,
     ) -> lance::Result<T> {
-        let (id, delimiter) = object(id)?;
+        let (id, delimiter) = object(id)?.ok_or_else(|| NamespaceError::NamespaceNotFound {
+            message: "no namespace has such a name in a REST catalog".into(),
+        })?;
         let limit = limit.map(|limit| limit.to_string());
         let mut query = vec![("delimiter", delimiter)];
         query.extend(token.as_deref().map(|token| ("page_token", token)));
@@ -372,13 +381,22 @@ mod tests {
     fn an_identifier_is_joined_by_what_is_in_none_of_its_parts() {
         let sent = |id: &[&str]| {
             let id: Vec<String> = id.iter().map(|part| part.to_string()).collect();
-            object(Some(&id)).unwrap()
+            object(Some(&id)).unwrap().unwrap()
         };
         assert_eq!(sent(&["v"]), ("v".into(), "$"));
         assert_eq!(sent(&["a", "b c"]), ("a%24b%20c".into(), "$"));
         assert_eq!(sent(&["a$b", "c"]), ("a%24b%7Cc".into(), "|"));
         assert_eq!(sent(&["ä/?+"]), ("%C3%A4%2F%3F%2B".into(), "$"));
         assert_eq!(sent(&[]), ("%24".into(), "$"));
+        assert_eq!(sent(&["..", "."]), ("..%24.".into(), "$"));
+        assert_eq!(sent(&["..."]), ("...".into(), "$"));
+    }
+
+    #[test]
+    fn an_identifier_that_a_url_takes_for_a_step_is_in_none() {
+        for step in [".", ".."] {
+            assert_eq!(object(Some(&[step.to_string()])).unwrap(), None);
+        }
     }
 
     #[test]

@@ -84,3 +84,25 @@ pub const LAUNCHING: &str = "Launching";
 pub const JOB_CREATED: &str = "JobCreated";
 /// Event: its Job is gone without a result and is created again.
 pub const JOB_VANISHED: &str = "JobVanished";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_documentation_names_every_reason() {
+        let readme = include_str!("../../README.md");
+        let own = include_str!("reasons.rs").lines();
+        let own = own.filter(|line| line.trim_start().starts_with("pub const "));
+        let engines = include_str!("../engine/error.rs").lines();
+        let engines = engines.filter(|line| line.contains(" => \""));
+        let mut named = 0;
+        for line in own.chain(engines) {
+            let reason = line.split('"').nth(1).unwrap();
+            assert!(
+                readme.contains(&format!("`{reason}`")),
+                "README.md does not name {reason}"
+            );
+            named += 1;
+        }
+        assert!(named > 45, "{named}");
+    }
+}

@@ -14,6 +14,11 @@ use crate::resources::validate;
 /// Most bytes of a body.
 pub const LIMIT: usize = 1024 * 1024;
 
+/// Most JSON values of a text that a request brings. Each may take two bytes
+/// there and a hundred in memory, so that those of a whole body would take it
+/// more than a hundred times.
+pub(super) const VALUES: usize = 4_096;
+
 /// Bytes of a body that is too large are read up to here, so that a client
 /// which writes all before it reads still gets its answer.
 const DISCARD_LIMIT: usize = 16 * LIMIT;
@@ -98,6 +103,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     if bytes.trim_ascii().is_empty() {
         return Ok(Map::new());
     }
+    if has_too_many_values(bytes) {
+        return Err(ApiError::InvalidInput(format!(
+            "the request's body has more than {VALUES} JSON values; leave out what no operation asks for"
+        )));
+    }
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(Value::Null) => Ok(Map::new()),
@@ -106,6 +116,29 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
             "the request's body is no JSON: {error}"
         ))),
     }
+}
+
+/// Whether a JSON text has more values, at any depth, than are taken. Of a text
+/// that is no JSON it says anything, and the parser the rest.
+pub(super) fn has_too_many_values(json: &[u8]) -> bool {
+    // One follows each comma, and one each opening bracket that is not closed at once.
+    let mut values = 1;
+    let (mut in_string, mut escaped, mut opened) = (false, false, false);
+    for byte in json {
+        if in_string {
+            in_string = escaped || *byte != b'"';
+            escaped = !escaped && *byte == b'\\';
+            continue;
+        }
+        if byte.is_ascii_whitespace() {
+            continue;
+        }
+        let closed = matches!(byte, b']' | b'}');
+        values += usize::from(*byte == b',') + usize::from(opened && !closed);
+        opened = matches!(byte, b'[' | b'{');
+        in_string = *byte == b'"';
+    }
+    values > VALUES
 }
 
 #[cfg(test)]
@@ -137,5 +170,39 @@ mod tests {
                 String::from_utf8_lossy(&body[..body.len().min(20)])
             );
         }
+    }
+
+    #[test]
+    fn a_body_of_more_values_than_are_taken_is_refused_before_they_are_made() {
+        let of = |values: &str| format!(r#"{{"context": {values}}}"#);
+        let list = |item: &str, items: usize| format!("[{}]", vec![item; items].join(", "));
+        // The body is one value, and so is the list.
+        for item in ["[]", "{ }", "null", "1e3", r#""a, [{ \" \\""#] {
+            let most = parse(of(&list(item, VALUES - 2)).as_bytes()).unwrap();
+            assert_eq!(most["context"].as_array().map(Vec::len), Some(VALUES - 2));
+            let error = parse(of(&list(item, VALUES - 1)).as_bytes()).unwrap_err();
+            assert!(
+                error.to_string().contains("4096 JSON values"),
+                "{item}: {error}"
+            );
+        }
+        for item in [r#"{"a": 1}"#, "[[]]"] {
+            assert!(parse(of(&list(item, VALUES / 2 - 1)).as_bytes()).is_ok());
+            assert!(parse(of(&list(item, VALUES / 2)).as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_string_is_one_value_however_much_json_it_holds() {
+        let manifest = serde_json::json!({ "manifest": "[\\\"{},".repeat(100_000) });
+        let fields = parse(manifest.to_string().as_bytes()).unwrap();
+        assert_eq!(fields["manifest"], manifest["manifest"]);
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_told_as_that() {
+        let deep = format!("{{\"a\": {}{}}}", "[".repeat(200), "]".repeat(200));
+        let error = parse(deep.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("recursion limit"), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::body::wrong_type;
+use super::body::{VALUES, has_too_many_values, wrong_type};
 use super::error::ApiError;
 
 /// A Geneva manifest that was looked at. Holds tokens perhaps: it goes into a
@@ -56,6 +56,9 @@ impl GenevaManifest {
                 "manifest is no Geneva manifest: {why}"
             )))
         };
+        if has_too_many_values(text.as_bytes()) {
+            return refuse(&format!("it has more than {VALUES} JSON values"));
+        }
         let fields: Map<String, Value> = match serde_json::from_str(text) {
             Ok(Value::Object(fields)) => fields,
             Ok(_) => return refuse("it must be a JSON object"),
@@ -193,5 +196,14 @@ mod tests {
                 sentence
             );
         }
+    }
+
+    #[test]
+    fn a_manifest_of_more_values_than_are_taken_is_refused() {
+        let of =
+            |items: usize| format!(r#"{{"name": "m", "pip": [{}"a"]}}"#, "\"a\",".repeat(items));
+        assert!(GenevaManifest::parse(&of(1_000)).is_ok());
+        let error = GenevaManifest::parse(&of(VALUES)).unwrap_err().to_string();
+        assert!(error.contains("more than 4096 JSON values"), "{error}");
     }
 }

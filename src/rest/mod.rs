@@ -67,7 +67,7 @@ pub struct Api {
     /// Requests that run; a shutdown waits for them.
     pub tasks: TaskTracker,
     requests: observe::Requests,
-    searches: jobs::Searches,
+    turns: jobs::Turns,
 }
 
 impl Api {
@@ -89,7 +89,7 @@ impl Api {
             views: KnownViews::default(),
             tasks: TaskTracker::new(),
             requests: observe::Requests::register(metrics),
-            searches: jobs::Searches::default(),
+            turns: jobs::Turns::default(),
         }
     }
 

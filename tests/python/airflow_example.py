@@ -5,6 +5,7 @@ run this file, which pytest does not collect by itself."""
 
 import sys
 import time
+import types
 import uuid
 
 import pytest
@@ -31,6 +32,19 @@ def test_a_task_that_is_tried_again_finds_its_refresh_and_hears_its_result(url):
     assert api.refresh("v", key, full=True) == job_id
     assert result(api, job_id)["mode"] == "rebuild"
     assert result(api, api.refresh("v", f"other/{key}"))["mode"] == "no_op"
+
+
+def test_a_run_that_was_cleared_asks_for_another_refresh(url):
+    run = types.SimpleNamespace(dag_id="nightly", run_id=str(uuid.uuid4()))
+    without, run.clear_number = relance.key_of(run), 0
+    first = relance.key_of(run)
+    assert first == without
+    run.clear_number = 1
+    api = relance.Relance(url)
+    job_id = api.refresh("v", first)
+    assert api.refresh("v", first) == job_id
+    result(api, job_id)
+    assert api.refresh("v", relance.key_of(run)) != job_id
 
 
 def test_what_can_never_succeed_is_told_from_what_may_later(url):

@@ -58,7 +58,7 @@ pub async fn query(
     let filter = body.string("filter")?;
     if let Some(filter) = filter {
         // What is malformed is so whatever the job.
-        select(&events_of(Vec::new())?, filter)?;
+        select(&api, &events_of(Vec::new())?, filter).await?;
     }
     let job_id = job_id(&body)?;
     let source = match api.store.get(job_id).await? {
@@ -69,9 +69,15 @@ pub async fn query(
     let catalog = api.catalog_of(&caller).await?;
     let looked = {
         let (view, uid) = (source.view().to_vec(), uid.clone());
-        async move { account::of(&catalog, &view, &uid).await }
+        let accounts = api.turns.accounts.clone();
+        async move {
+            let turn = accounts.acquire_owned().await;
+            (account::of(&catalog, &view, &uid).await, turn)
+        }
     };
-    let mut account = match api.catalog.look_long(looked).await? {
+    // It has the turn until the answer is written.
+    let (looked, _turn) = api.catalog.look_long(looked).await?;
+    let mut account = match looked {
         Ok(account) => account,
         // It was dropped, or never was: then nothing was done to it.
         Err(EngineError::ViewNotFound { .. } | EngineError::InvalidInput(_)) => Account::default(),
@@ -87,7 +93,7 @@ pub async fn query(
     events.sort_by_key(|event| (event.at, event.rank));
     let mut batch = events_of(events)?;
     if let Some(filter) = filter {
-        batch = select(&batch, filter)?;
+        batch = select(&api, &batch, filter).await?;
     }
     let batch = batch.slice(0, batch.num_rows().min(limit as usize));
     let bytes = stream(&batch).map_err(internal)?;
@@ -275,8 +281,8 @@ fn events_of(events: Vec<Event>) -> Result<RecordBatch, ApiError> {
     RecordBatch::try_new(Arc::new(schema), columns).map_err(internal)
 }
 
-fn select(batch: &RecordBatch, wanted: &str) -> Result<RecordBatch, ApiError> {
-    let rows = filter::select(wanted, batch)?;
+async fn select(api: &Api, batch: &RecordBatch, wanted: &str) -> Result<RecordBatch, ApiError> {
+    let rows = filter::select(wanted, batch, &api.turns.filters).await?;
     filter_record_batch(batch, &rows).map_err(internal)
 }
 

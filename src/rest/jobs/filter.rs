@@ -3,7 +3,10 @@
 //!
 //! Comparisons, AND, OR, NOT, IN, LIKE, BETWEEN and IS NULL of columns and
 //! literals: no functions, casts or subqueries, whose cost would be the
-//! caller's to choose.
+//! caller's to choose. What is left is done in a thread of its own, while the
+//! one that serves requests goes on.
+
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::{BooleanArray, RecordBatch};
@@ -12,6 +15,8 @@ use datafusion::common::DFSchema;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionConfig;
 use datafusion_sql::sqlparser::ast::{BinaryOperator, Expr, UnaryOperator, Value};
+
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::rest::error::ApiError;
 
@@ -26,29 +31,22 @@ const DEEPEST: usize = 32;
 /// reserved, and used as far as the expression is deep.
 const STACK: usize = 64 * 1024 * 1024;
 
-/// Which rows of `batch` the filter selects. What is neither true nor false is
-/// not selected.
-pub fn select(filter: &str, batch: &RecordBatch) -> Result<BooleanArray, ApiError> {
+/// Which rows of `batch` the filter selects, once it is its turn. What is
+/// neither true nor false is not selected.
+pub async fn select(
+    filter: &str,
+    batch: &RecordBatch,
+    turns: &Arc<Semaphore>,
+) -> Result<BooleanArray, ApiError> {
     if filter.len() > LONGEST {
         return Err(ApiError::InvalidInput(format!(
             "filter has {} bytes and must have at most {LONGEST}",
             filter.len()
         )));
     }
-    let evaluated = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(STACK);
-        let thread = thread.spawn_scoped(scope, || evaluate(filter, batch));
-        thread.map(|thread| thread.join())
-    });
-    let evaluated = match evaluated {
-        Ok(Ok(evaluated)) => evaluated,
-        Ok(Err(_)) => Err("it cannot be evaluated".to_string()),
-        Err(error) => {
-            return Err(ApiError::Unavailable(format!(
-                "the filter cannot be evaluated now ({error}); try again"
-            )));
-        }
-    };
+    let (wanted, rows) = (filter.to_string(), batch.clone());
+    let evaluated = beside(turns, move || evaluate(&wanted, &rows)).await?;
+    let evaluated = evaluated.unwrap_or_else(|| Err("it cannot be evaluated".to_string()));
     evaluated.map_err(|why| {
         let schema = batch.schema();
         let columns: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
@@ -57,6 +55,28 @@ pub fn select(filter: &str, batch: &RecordBatch) -> Result<BooleanArray, ApiErro
             columns.join(", ")
         ))
     })
+}
+
+/// Does `work` in a thread of its own, once it is its turn. `Ok(None)`: it
+/// panicked.
+async fn beside<T: Send + 'static>(
+    turns: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>, ApiError> {
+    let turn = turns.clone().acquire_owned().await;
+    let (answer, worked) = oneshot::channel();
+    let thread = std::thread::Builder::new().stack_size(STACK);
+    let started = thread.spawn(move || {
+        let _turn = turn;
+        // Who asked may have gone meanwhile.
+        let _ = answer.send(work());
+    });
+    match started {
+        Ok(_) => Ok(worked.await.ok()),
+        Err(error) => Err(ApiError::Unavailable(format!(
+            "the filter cannot be evaluated now ({error}); try again"
+        ))),
+    }
 }
 
 fn evaluate(filter: &str, batch: &RecordBatch) -> Result<BooleanArray, String> {
@@ -139,8 +159,6 @@ fn allowed(expr: &Expr) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow_array::{Int64Array, StringArray};
     use arrow_schema::{Field, Schema};
 
@@ -162,15 +180,17 @@ mod tests {
         .unwrap()
     }
 
-    fn selected(filter: &str) -> Result<Vec<usize>, String> {
-        let selected = select(filter, &batch()).map_err(|error| error.to_string())?;
+    async fn selected(filter: &str) -> Result<Vec<usize>, String> {
+        let turns = Arc::new(Semaphore::new(1));
+        let selected = select(filter, &batch(), &turns).await;
+        let selected = selected.map_err(|error| error.to_string())?;
         let rows = (0..selected.len())
             .filter(|&row| arrow_array::Array::is_valid(&selected, row) && selected.value(row));
         Ok(rows.collect())
     }
 
-    #[test]
-    fn rows_are_selected_as_sql_says() {
+    #[tokio::test]
+    async fn rows_are_selected_as_sql_says() {
         for (filter, rows) in [
             ("state = 'claim_complete'", vec![1]),
             ("STATE <> 'done' and not (state = 'queued')", vec![1]),
@@ -183,12 +203,12 @@ mod tests {
             ("state = 'nothing'", vec![]),
             ("true", vec![0, 1, 2]),
         ] {
-            assert_eq!(selected(filter), Ok(rows), "{filter}");
+            assert_eq!(selected(filter).await, Ok(rows), "{filter}");
         }
     }
 
-    #[test]
-    fn what_is_no_boolean_expression_over_the_columns_is_refused() {
+    #[tokio::test]
+    async fn what_is_no_boolean_expression_over_the_columns_is_refused() {
         let deep = format!("{}true", "not ".repeat(500));
         let long = "true or ".repeat(400) + "true";
         let nested = "(".repeat(900) + "true" + &")".repeat(900);
@@ -219,11 +239,37 @@ mod tests {
             &long,
             &nested,
         ] {
-            let sentence = selected(filter).unwrap_err();
+            let sentence = selected(filter).await.unwrap_err();
             assert!(sentence.starts_with("filter "), "{filter}: {sentence}");
             assert!(!sentence.contains('\n'), "{filter}: {sentence}");
         }
         let longest = format!("state = '{}'", "x".repeat(LONGEST));
-        assert!(selected(&longest).unwrap_err().contains("4096"));
+        assert!(selected(&longest).await.unwrap_err().contains("4096"));
+    }
+
+    #[tokio::test]
+    async fn a_filter_waits_for_its_turn_while_others_are_served() {
+        let turns = Arc::new(Semaphore::new(1));
+        let held = turns.clone().acquire_owned().await.unwrap();
+        let (filter, batch) = ("state = 'done'", batch());
+        let served = async {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            drop(held);
+        };
+        let (selected, ()) = tokio::join!(select(filter, &batch, &turns), served);
+        assert_eq!(selected.unwrap().true_count(), 1);
+        // Given back by the thread, whether it has been answered yet or not.
+        let _ = turns.acquire().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_thread_that_serves_requests_goes_on_while_a_filter_is_evaluated() {
+        let turns = Arc::new(Semaphore::new(1));
+        let (go, wait) = std::sync::mpsc::channel();
+        let served = async { go.send(7).unwrap() };
+        let (worked, ()) = tokio::join!(beside(&turns, move || wait.recv().unwrap()), served);
+        assert_eq!(worked.unwrap(), Some(7));
+        let panicked = beside(&turns, || panic!("a bug")).await;
+        assert_eq!(panicked.unwrap(), None::<()>);
     }
 }

@@ -14,6 +14,7 @@ mod list;
 mod past;
 mod steer;
 mod told;
+mod turns;
 
 use std::sync::Arc;
 
@@ -30,8 +31,8 @@ use crate::telemetry;
 
 pub use events::query as query_events;
 pub use list::list;
-pub use past::Searches;
 pub use steer::{cancel, pause, resume};
+pub use turns::Turns;
 
 /// Tells how a job is doing. 404 for one that is not there, or no longer.
 pub async fn describe(

@@ -8,11 +8,9 @@
 //! nothing. Looking costs a few requests for each table of the catalog, so only
 //! a few look at a time.
 
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 
 use super::told::{self, JOB_TYPE, JobState};
 use super::unknown;
@@ -23,27 +21,14 @@ use crate::rest::Api;
 use crate::rest::auth::credential::Caller;
 use crate::rest::error::ApiError;
 
-/// Searches at a time.
-const SEARCHES: usize = 4;
-
-/// Lets only a few look for records at a time.
-#[derive(Clone, Debug)]
-pub struct Searches(Arc<Semaphore>);
-
-impl Default for Searches {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(SEARCHES)))
-    }
-}
-
 /// The record of a job whose resource is not there. 404 if there is none.
 pub async fn find(api: &Api, caller: &Caller, job_id: &str) -> Result<Found, ApiError> {
     let catalog = api.catalog_of(caller).await?;
     let since = created(job_id).and_then(|ms| u64::try_from(ms).ok());
     let since = since.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
-    let (searches, job) = (api.searches.clone(), job_id.to_string());
+    let (searches, job) = (api.turns.searches.clone(), job_id.to_string());
     let search = async move {
-        let _turn = searches.0.acquire().await;
+        let _turn = searches.acquire().await;
         account::find(&catalog, &job, since).await
     };
     let found: Result<Option<Found>, EngineError> = api.catalog.look_long(search).await?;
