@@ -482,3 +482,29 @@ async fn parts_of_a_refresh_that_failed_are_used_by_the_next() {
     assert_eq!((done.units_kept, done.units_total), (1, 3));
     assert_eq!(objects(&db, "v").difference(&before).count(), 1);
 }
+
+#[tokio::test]
+async fn a_plan_that_another_version_made_is_carried_out_without_its_parts() {
+    let db = filled(false).await;
+    let sql = MERGED[0];
+    db.create_view("v", sql, Form::Plain).await;
+    check(&db, "v", sql, Form::Plain, "at first").await;
+    append(&db, 200..205).await;
+    let asked = request("v");
+    // A worker that has planned and is gone before it left a part.
+    let faults = Faults::holding("_relance/partials");
+    tokio::select! {
+        ended = faults::run(&db, &asked, faults.clone()) => panic!("{ended:?}"),
+        () = faults.reached() => {}
+    }
+    let plans = PathBuf::from(db.path("v")).join("_relance/plans");
+    let plan = plans.join(&asked.refresh).join("plan-0001.json");
+    let text = std::fs::read_to_string(&plan).unwrap();
+    assert!(text.contains("DataFusion "), "{text}");
+    std::fs::write(&plan, text.replace("DataFusion ", "DataFusion 1")).unwrap();
+    let before = objects(&db, "v");
+    db.refresh_as(asked).await.unwrap();
+    let (now, right) = (db.rows("v").await, evaluated(&db, sql, Form::Plain).await);
+    assert!(same(&now, &right), "{now:#?}\n{right:#?}");
+    assert_eq!(objects(&db, "v"), before);
+}

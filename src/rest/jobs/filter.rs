@@ -15,7 +15,6 @@ use datafusion::common::DFSchema;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::prelude::SessionConfig;
 use datafusion_sql::sqlparser::ast::{BinaryOperator, Expr, UnaryOperator, Value};
-
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::rest::error::ApiError;
