@@ -74,10 +74,11 @@ async fn passed(
         return Ok(None);
     };
     let ended = pass.run(ctx).await;
-    if pass.phase().is_terminal() {
+    let phase = pass.phase();
+    drop(pass);
+    if phase.is_terminal() {
         ctx.at_rest(&uid);
     }
-    drop(pass);
     let pause = match ended? {
         End::Gone | End::Wait(Pause::ForChange) => {
             ctx.forget(&uid);
@@ -88,7 +89,10 @@ async fn passed(
         End::Wait(Pause::ForProgress) => ctx.between_looks(),
         End::Wait(Pause::AtMost(pause)) => pause,
     };
-    ctx.went_on(&uid);
+    // One that waits has not come through: it may be put off at its next turn.
+    if phase != Phase::Queued {
+        ctx.went_on(&uid);
+    }
     Ok(Some(pause))
 }
 
@@ -111,6 +115,8 @@ struct Pass<'a> {
     seen: Observed,
     cluster: Option<RefreshClusterSpec>,
     turn: Option<Asked<'a>>,
+    /// Where the view was that the turn was asked for.
+    turn_at: Option<String>,
     since: SystemTime,
     began: Instant,
 }
@@ -158,6 +164,7 @@ impl<'a> Pass<'a> {
             },
             cluster,
             turn: None,
+            turn_at: None,
             since: SystemTime::now(),
             began: Instant::now(),
         }))
@@ -227,10 +234,10 @@ impl<'a> Pass<'a> {
         match what {
             Look::World => {
                 let (world, cluster) = look::world(ctx, &self.seen.refresh).await?;
-                let known = self.seen.refresh.status.as_ref();
-                let known = known.and_then(|status| status.view_uri.clone());
                 match &world {
-                    World::Ready { uri, .. } if known.is_some_and(|known| known != *uri) => {
+                    World::Ready { uri, .. }
+                        if self.turn_at.as_ref().is_some_and(|at| at != uri) =>
+                    {
                         // The view was made anew elsewhere, and the turn was for
                         // the place where it was.
                         self.seen.turn = None;
@@ -256,6 +263,10 @@ impl<'a> Pass<'a> {
                 let cluster = &self.seen.refresh.spec.cluster;
                 ctx.ask_for_cluster(cluster, self.began).await?;
                 let cluster = ctx.cluster(cluster);
+                self.turn_at = match &self.seen.world {
+                    Some(World::Ready { uri, .. }) => Some(uri.clone()),
+                    _ => self.seen.status().view_uri,
+                };
                 let (turn, reservation) =
                     admission::turn(ctx, &self.seen.refresh, self.seen.world.as_ref()).await?;
                 if cluster.as_ref().map(|cluster| &cluster.spec) != self.cluster.as_ref() {
@@ -329,13 +340,10 @@ impl<'a> Pass<'a> {
     }
 
     /// The cluster that the Job is in, or would be made in; else why it cannot be seen.
-    async fn target(&self, ctx: &Context) -> Result<Result<Arc<Target>, JobSeen>, PassError> {
+    async fn target(&mut self, ctx: &Context) -> Result<Result<Arc<Target>, JobSeen>, PassError> {
         Ok(match look::reach(ctx, &self.seen.refresh).await? {
-            Reach::By(target) => match self.left_in(&target) {
-                Some(namespace) => Err(JobSeen::Lost(format!(
-                    "it was made in namespace '{namespace}', and RefreshCluster '{}' names '{}' now",
-                    self.seen.refresh.spec.cluster, target.namespace
-                ))),
+            Reach::By(target) => match self.left_in(&target).await? {
+                Some(unseen) => Err(unseen),
                 None => Ok(target),
             },
             Reach::Away(why) => Err(JobSeen::Away(why)),
@@ -344,12 +352,32 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// The namespace that its Job is in, if that is another than the target's.
-    fn left_in(&self, target: &Target) -> Option<&str> {
-        let job = self.seen.refresh.status.as_ref()?.job.as_ref()?;
+    /// What is to be said of its Job if that is in another namespace than its
+    /// RefreshCluster names now. One that was not seen yet is looked for there;
+    /// where it is not, it is to be made in the namespace that is named.
+    async fn left_in(&mut self, target: &Target) -> Result<Option<JobSeen>, PassError> {
         // Where no Job of it is there, the next one may be anywhere.
-        let elsewhere = self.seen.has_begun() && job.namespace != target.namespace;
-        elsewhere.then_some(job.namespace.as_str())
+        if !target.is_remote() || !self.seen.has_begun() {
+            return Ok(None);
+        }
+        let status = self.seen.status();
+        let Some(job) = status.job.filter(|job| job.namespace != target.namespace) else {
+            return Ok(None);
+        };
+        if job.uid.is_none() {
+            match target.has_job(&job.namespace, &job.name).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.seen.job_namespace = target.namespace.clone();
+                    return Ok(None);
+                }
+                Err(error) => return Ok(Some(look::out_of_sight(target, error)?)),
+            }
+        }
+        Ok(Some(JobSeen::Lost(format!(
+            "it was made in namespace '{}', and RefreshCluster '{}' names '{}' now",
+            job.namespace, self.seen.refresh.spec.cluster, target.namespace
+        ))))
     }
 
     /// The namespace of a Job that would be made now.

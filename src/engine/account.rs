@@ -24,6 +24,7 @@ use super::ledger::{self, Claim, Ledger};
 use super::outcome::{self, Outcome};
 use super::paths;
 use super::store::{HEADS, Objects};
+use super::young;
 
 /// Tables that are asked for a job's record, at a time.
 const AT_A_TIME: usize = 32;
@@ -223,7 +224,7 @@ async fn committed(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
     };
     let claims = ledger.brought();
     let paths = claims.iter().flat_map(ledger::Claim::paths).collect();
-    let times = ledger::written(objects, paths).await?;
+    let times = young::written(objects, paths).await?;
     Ok(claims
         .iter()
         .map(|claim| Unit {

@@ -7,6 +7,7 @@
 //! written over by whoever comes last.
 
 use lance::Dataset;
+use lance_table::format::Fragment;
 use serde::{Deserialize, Serialize};
 
 use super::catalog::Catalog;
@@ -17,6 +18,7 @@ use super::paths;
 use super::plan::Pinned;
 use super::store::Objects;
 use super::view::ViewInfo;
+use super::young::MANY;
 
 /// "The view at this version equals the sources at those versions."
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,11 +113,9 @@ pub async fn check(
         ..Record::new(view, table, &sources, record.settled.clone())
     };
     if record == now {
-        // It may be right and not there: see [`super::young::Young`].
         let objects = catalog.store().objects(&view.uri).await?;
-        let ledgers = Ledgers::open(&objects, false, Known::new()).await?;
-        if ledgers.lacks(table.fragments()) {
-            return stale("files of it are gone".to_string());
+        if let Some(why) = doubt(&objects, &record, table.fragments()).await? {
+            return stale(why.to_string());
         }
         return Ok(Freshness::Current(Current {
             source_version: now.sources.first().map_or(0, |s| s.version),
@@ -141,6 +141,26 @@ pub async fn check(
         }
     }
     stale("the view was written since".to_string())
+}
+
+/// What speaks against it that a view which is right by `record`, and has these
+/// `fragments`, is there: see [`super::young::Young`].
+async fn doubt(
+    objects: &Objects,
+    record: &Record,
+    fragments: &[Fragment],
+) -> Result<Option<&'static str>> {
+    let ledgers = objects.list(&paths::ledgers(objects.root())).await?;
+    let newest = ledgers.last().map(|ledger| ledger.name.as_str());
+    if newest.is_none() || newest == record.settled.as_deref() {
+        return Ok(None);
+    }
+    if fragments.len() > MANY {
+        // A worker has the time.
+        return Ok(Some("its files are too many to look for them all here"));
+    }
+    let ledgers = Ledgers::open(objects, false, Known::new()).await?;
+    Ok(ledgers.lacks(fragments).then_some("files of it are gone"))
 }
 
 /// Opens the source of `view` at `version` or the latest. Errors:

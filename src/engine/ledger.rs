@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use lance_core::datatypes::Schema;
 use lance_table::format::{DataFile, Fragment};
-use lance_table::io::deletion::{DELETIONS_DIR, relative_deletion_file_path};
+use lance_table::io::deletion::relative_deletion_file_path;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +36,7 @@ use super::outcome::Outcome;
 use super::partials::Partial;
 use super::paths;
 use super::store::{Listed, Objects};
-use super::young::{Brought, CLEANUP, Young};
+use super::young::{Brought, CLEANUP, Young, absent};
 
 /// How long a staged file may be used.
 pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
@@ -45,12 +45,8 @@ pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
 /// user restores an earlier version of the view.
 pub const LEDGERS_KEPT: usize = 16;
 
-/// When more files are to be looked at, the folder is listed: a thousand in one
-/// call, but one call after the other, and of files that nobody needs as well.
-const MANY: usize = 2048;
-
 /// The folder of a table's data files in its own.
-const DATA_FOLDER: &str = "data";
+pub(super) const DATA_FOLDER: &str = "data";
 
 /// "These files hold exactly the rows of these inputs."
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -437,44 +433,6 @@ impl Ledgers {
         }
         Ok(false)
     }
-}
-
-/// Those of `paths`, relative to the view's folder, that are not there.
-async fn absent(objects: &Objects, paths: Vec<String>) -> Result<Vec<String>> {
-    let there = written(objects, paths.iter().cloned().collect()).await?;
-    let gone = paths.into_iter().filter(|path| !there.contains_key(path));
-    Ok(gone.collect())
-}
-
-/// When the files of these `paths` were written, relative to the view's folder
-/// like them, of those that are there.
-pub(super) async fn written(
-    objects: &Objects,
-    paths: HashSet<String>,
-) -> Result<HashMap<String, SystemTime>> {
-    if paths.len() <= MANY {
-        let paths = paths.into_iter().map(|path| {
-            let at = objects.within(&path);
-            (path, at)
-        });
-        let looked = objects.modified_each(paths.collect()).await?;
-        let there = looked.into_iter();
-        return Ok(there.filter_map(|(path, at)| Some((path, at?))).collect());
-    }
-    let mut there = HashMap::new();
-    for folder in [DATA_FOLDER, DELETIONS_DIR] {
-        let inside = format!("{folder}/");
-        if !paths.iter().any(|path| path.starts_with(&inside)) {
-            continue;
-        }
-        for listed in objects.list(&objects.within(folder)).await? {
-            let path = format!("{inside}{}", listed.name);
-            if paths.contains(&path) {
-                there.insert(path, listed.modified);
-            }
-        }
-    }
-    Ok(there)
 }
 
 /// All but the newest ledgers.

@@ -488,7 +488,7 @@ impl Work {
         let partials = &self.plan.partials;
         let parts = partials.len() as u64;
         let parts_kept = partials.iter().filter(|p| p.kept).count() as u64;
-        let by_parts = parts > 0 && partials.iter().all(|p| !p.large);
+        let by_parts = parts > 0 && partials.iter().all(|p| !p.large && p.is_own());
         if by_parts && !judgement.added.is_empty() {
             return Outcome {
                 mode: match parts_kept {

@@ -1,18 +1,25 @@
-//! Which files of a view a clean-up may still take: see [`Young`].
+//! Which files of a view a clean-up may still take ([`Young`]), and which it took.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
+use lance_table::io::deletion::DELETIONS_DIR;
 use serde::{Deserialize, Serialize};
 
-use super::ledger::Claim;
+use super::error::Result;
+use super::ledger::{Claim, DATA_FOLDER};
+use super::store::Objects;
 
 /// How long a cleanup may take.
 pub(super) const CLEANUP: Duration = Duration::from_secs(24 * 3600);
 
 /// How exactly a ledger says when its claims were brought in.
 const HOUR: Duration = Duration::from_secs(3600);
+
+/// When more files are to be looked at, the folder is listed: a thousand in one
+/// call, but one call after the other, and of files that nobody needs as well.
+pub(super) const MANY: usize = 2048;
 
 /// Claims that stand one after the other in a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +99,44 @@ impl Young {
         let young = young.collect();
         (kept.into_iter().map(|(_, claim)| claim).collect(), young)
     }
+}
+
+/// Those of `paths`, relative to the view's folder, that are not there.
+pub(super) async fn absent(objects: &Objects, paths: Vec<String>) -> Result<Vec<String>> {
+    let there = written(objects, paths.iter().cloned().collect()).await?;
+    let gone = paths.into_iter().filter(|path| !there.contains_key(path));
+    Ok(gone.collect())
+}
+
+/// When the files of these `paths` were written, relative to the view's folder
+/// like them, of those that are there.
+pub(super) async fn written(
+    objects: &Objects,
+    paths: HashSet<String>,
+) -> Result<HashMap<String, SystemTime>> {
+    if paths.len() <= MANY {
+        let paths = paths.into_iter().map(|path| {
+            let at = objects.within(&path);
+            (path, at)
+        });
+        let looked = objects.modified_each(paths.collect()).await?;
+        let there = looked.into_iter();
+        return Ok(there.filter_map(|(path, at)| Some((path, at?))).collect());
+    }
+    let mut there = HashMap::new();
+    for folder in [DATA_FOLDER, DELETIONS_DIR] {
+        let inside = format!("{folder}/");
+        if !paths.iter().any(|path| path.starts_with(&inside)) {
+            continue;
+        }
+        for listed in objects.list(&objects.within(folder)).await? {
+            let path = format!("{inside}{}", listed.name);
+            if paths.contains(&path) {
+                there.insert(path, listed.modified);
+            }
+        }
+    }
+    Ok(there)
 }
 
 #[cfg(test)]

@@ -173,6 +173,12 @@ impl Target {
         Ok(version.git_version)
     }
 
+    /// Whether there is a Job of that name in another namespace.
+    pub async fn has_job(&self, namespace: &str, name: &str) -> Result<bool, TargetError> {
+        let jobs: Api<Lean<Job>> = Api::namespaced(self.client.clone(), namespace);
+        Ok(self.ask(jobs.get_opt(name)).await?.is_some())
+    }
+
     /// Why another cluster does not answer, if it does not.
     pub fn silent(&self) -> Option<String> {
         let contact = self.contact();

@@ -86,7 +86,7 @@ impl Partial {
     }
 
     /// Whether its states mean to this version what they say.
-    fn is_own(&self) -> bool {
+    pub(super) fn is_own(&self) -> bool {
         self.made_by == maker()
     }
 }

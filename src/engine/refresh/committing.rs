@@ -19,10 +19,13 @@ use crate::engine::plan::Judgement;
 use crate::engine::view::{self, ViewInfo};
 use crate::engine::work::Work;
 use crate::engine::young::Young;
-use crate::engine::{paths, staged, tidy};
+use crate::engine::{indices, paths, staged, tidy};
 
 /// How often a refresh tries to commit one plan.
 const MAX_COMMITS: u32 = 12;
+
+/// How often it is looked whether another worker has recorded its outcome.
+const SELDOM: Duration = Duration::from_secs(1);
 
 /// How old what was seen ahead may be when it is judged.
 const FRESH: Duration = Duration::from_secs(1);
@@ -103,8 +106,10 @@ impl Run<'_> {
             young.found(judged.unheard.into_iter());
             if judgement.is_done() {
                 let units = judgement.claims().count() as u64;
+                let settled = history.settled;
                 let outcome = history
                     .outcome
+                    .filter(|outcome| settled || work.is_of(outcome))
                     .unwrap_or_else(|| work.unchanged(units, table.version().version));
                 if carried {
                     // The compactions that it took are cleaned up some day.
@@ -116,9 +121,14 @@ impl Run<'_> {
             if let (Some(outcome), true) = (history.outcome, history.settled) {
                 // Another worker has done it. What was written since is not
                 // for this refresh to mend.
-                if !work.is_of(&outcome) {
-                    // By another plan: what it read is not for this one to tell.
-                    return Ok(Some((outcome, None)));
+                if self.plans > 1 || !work.is_of(&outcome) {
+                    // By another plan: what it read is not for this one to tell,
+                    // and the first to end may end the other's worker.
+                    let told = match request.workers > 1 {
+                        true => self.wait_for_outcome(indices::LEFT_FOR, SELDOM).await?,
+                        false => None,
+                    };
+                    return Ok(Some((told.unwrap_or(outcome), None)));
                 }
                 let left = Some(outcome.view_version);
                 let table = self.catalog.store().open(&work.view.uri, left).await?;

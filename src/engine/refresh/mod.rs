@@ -71,6 +71,7 @@ async fn run(
         objects,
         staged: HashMap::new(),
         void: HashSet::new(),
+        plans: 0,
         since: None,
         landed: false,
         rubbish: None,
@@ -80,6 +81,7 @@ async fn run(
     // What a file was missing of when that was tried last.
     let mut missed: Vec<Pinned> = Vec::new();
     for n in 1..=MAX_PLANS {
+        run.plans = n;
         let mut work = match run.plan(n).await? {
             Planned::Work(work) => work,
             Planned::Nothing(work) => {
@@ -150,6 +152,8 @@ struct Run<'a> {
     staged: HashMap<Fingerprint, Claim>,
     /// What identifies those of other refreshes that turned out to be of no use.
     void: HashSet<Fingerprint>,
+    /// How often it has planned.
+    plans: u32,
     /// The view's version at the first plan: nothing of this refresh is older.
     since: Option<u64>,
     /// Whether this worker's commit is the one that landed.

@@ -84,7 +84,9 @@ async fn gather<T, F: Future<Output = Result<Page<T>, ApiError>>>(
         let page = ask(most, token.clone()).await?;
         let room = limit as usize - jobs.len();
         let mut left = (0..).zip(&page.rows).filter(|(_, row)| row.is_some());
-        if let Some((at, _)) = left.nth(room) {
+        if let Some((at, _)) = left.nth(room)
+            && (at < most || token.is_some())
+        {
             // A token stands between pages only, so it is asked again for what fits.
             most = at;
             continue;

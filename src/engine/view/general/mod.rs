@@ -37,7 +37,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion_expr::{LogicalPlan, TableScan};
+use datafusion_expr::{ExprSchemable, JoinType, LogicalPlan, TableScan};
 use futures::StreamExt;
 use lance::Dataset;
 use lance_table::format::Fragment;
@@ -216,7 +216,8 @@ impl General {
     /// view's schema. A hash join holds one side in memory, and the first rows
     /// of an order are held too; if `frugal` all of these are sorted instead,
     /// which can spill, and no other rows are computed meanwhile, so that none
-    /// hold what that needs. The join of a `NOT IN` stays as it is.
+    /// hold what that needs. Some joins stay as they are
+    /// all the same ([`is_by_hashes_alone`]).
     pub async fn evaluate(
         &self,
         at: usize,
@@ -231,7 +232,7 @@ impl General {
             true => Box::new(self.turns.clone().write_owned().await),
             false => Box::new(self.turns.clone().read_owned().await),
         };
-        let sorted = frugal && !has_null_aware_join(&branch.plan)?;
+        let sorted = frugal && !is_by_hashes_alone(&branch.plan)?;
         // Units run beside each other; what is computed whole has all processors.
         let mut partitions = std::thread::available_parallelism().map_or(1, |n| n.get());
         let mut plan = branch.plan.clone();
@@ -342,19 +343,57 @@ impl Branch {
     }
 }
 
-/// Whether a join of `plan` is that of a `NOT IN` whose sides may hold NULL. Only
-/// a join by hashes knows that nothing is said to be outside of a set with a NULL,
-/// and a NULL outside of none but the empty one.
-fn has_null_aware_join(plan: &LogicalPlan) -> datafusion::common::Result<bool> {
+/// Whether a join of `plan` must stay one by hashes. That of a `NOT IN` whose
+/// sides may hold NULL: only it knows that nothing is said to be outside of a set
+/// with a NULL, and a NULL outside of none but the empty one. And one that asks
+/// for a match alone, by keys that DataFusion's sorted join cannot compare.
+fn is_by_hashes_alone(plan: &LogicalPlan) -> datafusion::common::Result<bool> {
     let mut found = false;
     plan.apply_with_subqueries(|node| {
-        found |= matches!(node, LogicalPlan::Join(join) if join.null_aware);
+        if let LogicalPlan::Join(join) = node {
+            let types = join
+                .on
+                .iter()
+                .map(|(key, _)| key.get_type(join.left.schema()));
+            let types = types.collect::<datafusion::common::Result<Vec<_>>>()?;
+            found |= join.null_aware
+                || (asks_for_a_match(join.join_type) && !types.iter().all(is_compared));
+        }
         Ok(match found {
             true => TreeNodeRecursion::Stop,
             false => TreeNodeRecursion::Continue,
         })
     })?;
     Ok(found)
+}
+
+fn asks_for_a_match(join: JoinType) -> bool {
+    !matches!(
+        join,
+        JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full
+    )
+}
+
+/// Whether sorted joins that ask for a match compare keys of this type as joins
+/// by hashes do: no floating-point ones, whose zeros are two, and of the others
+/// not all.
+fn is_compared(key: &DataType) -> bool {
+    key.is_integer()
+        || matches!(
+            key,
+            DataType::Boolean
+                | DataType::Utf8
+                | DataType::LargeUtf8
+                | DataType::Utf8View
+                | DataType::Binary
+                | DataType::LargeBinary
+                | DataType::BinaryView
+                | DataType::FixedSizeBinary(_)
+                | DataType::Decimal128(..)
+                | DataType::Date32
+                | DataType::Date64
+                | DataType::Timestamp(_, None)
+        )
 }
 
 /// `plan` with sorts that keep all rows, and limits after them, for those that
@@ -437,4 +476,40 @@ fn register(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_schema::{Schema, TimeUnit};
+    use datafusion::datasource::empty::EmptyTable;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_sorted_joins_do_not_compare_as_those_by_hashes_do_is_joined_by_hashes() {
+        let by_hashes = async |key: DataType, sql: &str| {
+            let context = SessionContext::new();
+            for name in ["a", "b"] {
+                let schema = Schema::new(vec![arrow_schema::Field::new("k", key.clone(), true)]);
+                let table = EmptyTable::new(Arc::new(schema));
+                context.register_table(name, Arc::new(table)).unwrap();
+            }
+            let plan = context.sql(sql).await.unwrap().into_optimized_plan();
+            is_by_hashes_alone(&plan.unwrap()).unwrap()
+        };
+        let (among, beside) = (
+            "SELECT k FROM a WHERE k IN (SELECT k FROM b)",
+            "SELECT a.k FROM a LEFT JOIN b ON a.k = b.k",
+        );
+        let zoned = DataType::Timestamp(TimeUnit::Second, Some("UTC".into()));
+        for key in [DataType::Int64, DataType::Utf8] {
+            assert!(!by_hashes(key.clone(), among).await, "{key}");
+        }
+        for key in [DataType::Float64, zoned] {
+            assert!(by_hashes(key.clone(), among).await, "{key}");
+            assert!(!by_hashes(key.clone(), beside).await, "{key}");
+        }
+        let outside = "SELECT k FROM a WHERE k NOT IN (SELECT k FROM b)";
+        assert!(by_hashes(DataType::Int64, outside).await);
+    }
 }
