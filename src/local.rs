@@ -131,8 +131,8 @@ async fn list(args: &ViewsArgs) -> Result<(), EngineError> {
     table.extend(rows.into_iter().map(|row| {
         [
             row.view,
-            row.source,
-            row.view_version.to_string(),
+            told(row.source),
+            told(row.view_version.map(|v| v.to_string()).unwrap_or_default()),
             row.state.to_string(),
             row.message,
         ]
@@ -141,11 +141,20 @@ async fn list(args: &ViewsArgs) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// A cell of the table: a dash for what is not known, so that columns stay columns.
+fn told(cell: String) -> String {
+    match cell.is_empty() {
+        true => "-".to_string(),
+        false => cell,
+    }
+}
+
 struct Row {
     view: String,
     kind: String,
     source: String,
-    view_version: u64,
+    /// `None`: it cannot be looked into.
+    view_version: Option<u64>,
     state: &'static str,
     message: String,
 }
@@ -155,7 +164,7 @@ fn unseen(id: &[String], error: &EngineError) -> Row {
         view: id.join(DELIMITER),
         kind: String::new(),
         source: String::new(),
-        view_version: 0,
+        view_version: None,
         state: "Unseen",
         message: error.to_string(),
     }
@@ -182,7 +191,7 @@ async fn row(catalog: &Catalog, info: &ViewInfo, table: &Dataset) -> Row {
             .map(|s| s.join(DELIMITER))
             .collect::<Vec<_>>()
             .join(","),
-        view_version: info.version,
+        view_version: Some(info.version),
         state,
         message,
     }

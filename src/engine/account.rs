@@ -214,7 +214,7 @@ async fn staged(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
 
 /// What the ledger of `refresh` says that it brought in.
 async fn committed(objects: &Objects, refresh: &str) -> Result<Vec<Unit>> {
-    let mut listed = objects.list(&paths::ledgers(objects.root())).await?;
+    let mut listed = ledger::list(objects).await?;
     listed.retain(|ledger| ledger.name.contains(refresh));
     let Some(newest) = listed.pop() else {
         return Ok(Vec::new());

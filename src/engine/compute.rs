@@ -173,7 +173,7 @@ pub async fn compute(
 /// What identifies the units and the merges of `work`'s plan.
 pub fn task_ids(work: &Work) -> impl Iterator<Item = Fingerprint> {
     let units = work.plan.units.iter();
-    let units = units.map(|unit| Fingerprint::of_all(&work.unit_inputs(unit)));
+    let units = units.map(|unit| work.unit_id(unit));
     units.chain(work.plan.merges.iter().map(|group| merge::id(group)))
 }
 

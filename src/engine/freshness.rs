@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
 use super::fingerprint::{ENGINE_VERSION, Fingerprint};
-use super::ledger::{Known, Ledgers};
+use super::ledger::{self, Known, Ledgers};
 use super::paths;
 use super::plan::Pinned;
 use super::store::Objects;
@@ -150,8 +150,8 @@ async fn doubt(
     record: &Record,
     fragments: &[Fragment],
 ) -> Result<Option<&'static str>> {
-    let ledgers = objects.list(&paths::ledgers(objects.root())).await?;
-    let newest = ledgers.last().map(|ledger| ledger.name.as_str());
+    let listed = ledger::list(objects).await?;
+    let newest = listed.last().map(|ledger| ledger.name.as_str());
     if newest.is_none() || newest == record.settled.as_deref() {
         return Ok(None);
     }
@@ -159,7 +159,7 @@ async fn doubt(
         // A worker has the time.
         return Ok(Some("its files are too many to look for them all here"));
     }
-    let ledgers = Ledgers::open(objects, false, Known::new()).await?;
+    let ledgers = Ledgers::among(objects, listed, None, false, Known::new()).await?;
     Ok(ledgers.lacks(fragments).then_some("files of it are gone"))
 }
 

@@ -331,9 +331,20 @@ impl Ledgers {
     /// the files of claims are taken to be there. Those that are `known` are not
     /// read again.
     pub async fn open(objects: &Objects, trusted: bool, known: Known) -> Result<Ledgers> {
-        let folder = paths::ledgers(objects.root());
-        let (mut rest, settled) =
-            futures::try_join!(objects.list(&folder), freshness::settled(objects))?;
+        let (listed, settled) = futures::try_join!(list(objects), freshness::settled(objects))?;
+        Self::among(objects, listed, settled, trusted, known).await
+    }
+
+    /// As [`Ledgers::open`], of those that are `listed`, of which the record says
+    /// that `settled` is.
+    pub(super) async fn among(
+        objects: &Objects,
+        listed: Vec<Listed>,
+        settled: Option<String>,
+        trusted: bool,
+        known: Known,
+    ) -> Result<Ledgers> {
+        let mut rest = listed;
         rest.drain(..rest.len().saturating_sub(LEDGERS_KEPT));
         let mut ledgers = Ledgers {
             objects: objects.clone(),
@@ -435,9 +446,22 @@ impl Ledgers {
     }
 }
 
+/// A view's ledgers, the newest last: by the version of the view that each is of,
+/// and those of one version, which refreshes that wrote no row left, by when they
+/// were written.
+pub async fn list(objects: &Objects) -> Result<Vec<Listed>> {
+    let mut listed = objects.list(&paths::ledgers(objects.root())).await?;
+    listed.sort_by(|a, b| {
+        let versions = paths::ledger_version(&a.name).cmp(paths::ledger_version(&b.name));
+        let times = versions.then(a.modified.cmp(&b.modified));
+        times.then_with(|| a.name.cmp(&b.name))
+    });
+    Ok(listed)
+}
+
 /// All but the newest ledgers.
 pub async fn surplus(objects: &Objects) -> Result<Vec<Path>> {
-    let listed = objects.list(&paths::ledgers(objects.root())).await?;
+    let listed = list(objects).await?;
     let surplus = listed.len().saturating_sub(LEDGERS_KEPT);
     Ok(listed.into_iter().take(surplus).map(|o| o.path).collect())
 }

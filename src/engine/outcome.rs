@@ -15,7 +15,7 @@ use super::account;
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
 use super::history::History;
-use super::ledger::{Columns, Ledger, Standing};
+use super::ledger::{self, Columns, Ledger, Standing};
 use super::paths;
 use super::plan::Plan;
 use super::request::Request;
@@ -164,8 +164,7 @@ pub(super) async fn committed(
 async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<Option<Outcome>> {
     let names = table.schema().fields.iter().map(|f| f.name.as_str());
     let standing = Standing::new(table.fragments(), &Columns::new(table.schema(), names));
-    for listed in objects
-        .list(&paths::ledgers(objects.root()))
+    for listed in ledger::list(objects)
         .await?
         .iter()
         .rev()

@@ -73,6 +73,11 @@ pub fn ledger(root: &Path, read_version: u64, refresh: &str, id: &str) -> Path {
     ledgers(root).join(format!("{read_version:020}-{refresh}-{id}.json"))
 }
 
+/// The part of a ledger's name that says the version; they compare as versions do.
+pub fn ledger_version(name: &str) -> &str {
+    name.split('-').next().unwrap_or_default()
+}
+
 /// The folder of partial aggregates.
 pub fn partials(root: &Path) -> Path {
     root.clone().join(FOLDER).join("partials")

@@ -25,6 +25,11 @@ pub struct Plan {
     /// number of sources cannot be carried out: a new one is made.
     #[serde(default)]
     pub sources: Vec<Pinned>,
+    /// Of what the units are positions: all inputs, as one. The view may have been
+    /// redefined since, and another build may cut it otherwise. A plan that was
+    /// made of others, or does not say, cannot be carried out.
+    #[serde(default)]
+    pub inputs: Option<Fingerprint>,
     /// The view's version when the plan was made. No commit of this refresh
     /// is older.
     pub view_version: u64,

@@ -212,7 +212,13 @@ impl Store {
             ObjectStore::from_uri_and_params(self.registry.clone(), uri, &self.params(uri))
                 .await
                 .map_err(|e| storage(&format!("the store of {}", redact(uri)), e))?;
-        Ok(Objects { store, root })
+        let local = store.has_direct_local_paths() || store.scheme() == LOCAL_OBJECTS;
+        Ok(Objects {
+            direct: local && self.wrapper.is_none(),
+            local,
+            store,
+            root,
+        })
     }
 }
 
@@ -221,6 +227,10 @@ impl Store {
 pub struct Objects {
     store: Arc<ObjectStore>,
     root: Path,
+    /// Whether they are local files.
+    local: bool,
+    /// Whether they may be looked at as files: nobody is to see each operation.
+    direct: bool,
 }
 
 /// An object as a listing shows it.
@@ -366,8 +376,19 @@ impl Objects {
         &self,
         objects: Vec<(K, Path)>,
     ) -> Result<Vec<(K, Option<SystemTime>)>> {
-        futures::stream::iter(objects)
-            .map(|(key, path)| async move { Ok((key, self.modified(&path).await?)) })
+        let paths: Vec<Path> = objects.iter().map(|(_, path)| path.clone()).collect();
+        let seen = match self.direct {
+            true => written_files(paths).await,
+            false => vec![None; paths.len()],
+        };
+        futures::stream::iter(objects.into_iter().zip(seen))
+            .map(|((key, path), seen)| async move {
+                // What is no file by that name may be one by the store's.
+                match seen {
+                    Some(at) => Ok((key, Some(at))),
+                    None => Ok((key, self.modified(&path).await?)),
+                }
+            })
             .buffer_unordered(HEADS)
             .try_collect()
             .await
@@ -428,8 +449,7 @@ impl Objects {
     /// Removes those of `folders` that are empty, one after the other: among local
     /// files they stay when what was in them is deleted. Other stores have none.
     pub async fn remove_empty(&self, folders: Vec<Path>) {
-        let local = self.store.has_direct_local_paths() || self.store.scheme() == LOCAL_OBJECTS;
-        if !local {
+        if !self.local {
             return;
         }
         let removed = tokio::task::spawn_blocking(move || {
@@ -440,6 +460,24 @@ impl Objects {
         });
         let _ = removed.await;
     }
+}
+
+/// When each of the local files at `paths` was written, of those that are there:
+/// all in one turn, where the store takes a thread's turn for each.
+async fn written_files(paths: Vec<Path>) -> Vec<Option<SystemTime>> {
+    let count = paths.len();
+    let look = move || {
+        let written = |path: &Path| {
+            let metadata = std::fs::metadata(to_local_path(path)).ok()?;
+            metadata.is_file().then(|| metadata.modified().ok())?
+        };
+        paths.iter().map(written).collect()
+    };
+    match Handle::try_current() {
+        Ok(tokio) => tokio.spawn_blocking(look).await,
+        Err(_) => Ok(look()),
+    }
+    .unwrap_or_else(|_| vec![None; count])
 }
 
 fn json<T: Serialize>(value: &T) -> Result<Bytes> {
@@ -578,6 +616,30 @@ mod tests {
             .await
             .unwrap_err();
         assert!(error.to_string().contains("ccount"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn of_many_files_it_is_told_when_each_was_written_whatever_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let uri = folder.path().to_str().unwrap();
+        let store = Store::new(&options(&[]));
+        let objects = store.objects(uri).await.unwrap();
+        assert!(objects.direct);
+        let names = ["data/x.lance", "data/50 %, ü?.lance", "data/none", "data"];
+        for name in &names[..2] {
+            objects.put(&objects.within(name), &1).await.unwrap();
+        }
+        let asked: Vec<_> = names.iter().map(|n| (*n, objects.within(n))).collect();
+        let mut told = objects.modified_each(asked.clone()).await.unwrap();
+        told.sort();
+        let mut each = Vec::new();
+        for (name, path) in asked {
+            each.push((name, objects.modified(&path).await.unwrap()));
+        }
+        each.sort();
+        assert_eq!(told, each);
+        let there: Vec<&str> = told.iter().filter(|t| t.1.is_some()).map(|t| t.0).collect();
+        assert_eq!(there, ["data/50 %, ü?.lance", "data/x.lance"]);
     }
 
     #[test]

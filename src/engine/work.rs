@@ -1,6 +1,7 @@
 //! What one plan works on: the view, its sources at one version each, and the
 //! pieces.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -181,6 +182,9 @@ impl Work {
         };
         let plan = Plan {
             sources: sources.iter().map(|s| Pinned::of(s)).collect(),
+            // Before what a LIMIT does not read is left out, which each worker
+            // may tell otherwise.
+            inputs: Some(Fingerprint::of_all(&inputs.fingerprints)),
             view_version: table.version().version,
             units: Vec::new(),
             trims: Vec::new(),
@@ -346,10 +350,24 @@ impl Work {
         if self.inputs.whole {
             return (!missing.is_empty()).then(Vec::new).into_iter().collect();
         }
-        match &self.pieces {
+        let units = match &self.pieces {
             Pieces::OfSource { pieces, reads } => unit::cut(pieces, missing, unit::target(reads)),
             Pieces::OfBranches(cut) => cut.units(missing),
+        };
+        // A file that is in the source twice is two equal pieces, and units of
+        // equal inputs would be one claim.
+        let mut at: HashMap<Fingerprint, usize> = HashMap::new();
+        let mut distinct: Vec<Vec<usize>> = Vec::with_capacity(units.len());
+        for unit in units {
+            match at.entry(self.unit_id(&unit)) {
+                Entry::Occupied(same) => distinct[*same.get()].extend(unit),
+                Entry::Vacant(new) => {
+                    new.insert(distinct.len());
+                    distinct.push(unit);
+                }
+            }
         }
+        distinct
     }
 
     /// The claims among those that `now` keeps to put together.
@@ -479,6 +497,11 @@ impl Work {
             return all.clone();
         }
         unit.iter().filter_map(|at| all.get(*at)).cloned().collect()
+    }
+
+    /// What identifies a unit, and its claim.
+    pub fn unit_id(&self, unit: &[usize]) -> Fingerprint {
+        Fingerprint::of_all(&self.unit_inputs(unit))
     }
 
     /// What a commit of `judgement` on top of `table` does.

@@ -111,8 +111,9 @@ impl Run<'_> {
                     .outcome
                     .filter(|outcome| settled || work.is_of(outcome))
                     .unwrap_or_else(|| work.unchanged(units, table.version().version));
-                if carried {
-                    // The compactions that it took are cleaned up some day.
+                if carried || !judgement.added.is_empty() {
+                    // The compactions that it took are cleaned up some day, and
+                    // what came to no rows is not to be computed each time.
                     self.write_ledger(work, &table, &outcome, &judgement, &young)
                         .await?;
                 }

@@ -1,12 +1,13 @@
 //! Fixing what a refresh is to do.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use lance::Dataset;
 use tracing::info;
 
 use super::Run;
 use crate::engine::error::Result;
+use crate::engine::fingerprint::Fingerprint;
 use crate::engine::guess::Guess;
 use crate::engine::ledger::Ledgers;
 use crate::engine::outcome::{self, Outcome};
@@ -85,14 +86,26 @@ impl Run<'_> {
                 judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
             }
             let (now, carried) = (judged.now, judged.carried);
-            let trims = match request.full {
+            let mut trims = match request.full {
                 true => Vec::new(),
                 false => trim::choose(&work, &now.missing, &judged.loose, judged.since).await?,
             };
-            let trimmed: HashSet<usize> =
-                trims.iter().flat_map(|(unit, _)| unit).copied().collect();
-            let missing = now.missing.iter().filter(|at| !trimmed.contains(at));
-            let computed = work.cut(&missing.copied().collect::<Vec<_>>());
+            let computed = loop {
+                let trimmed: HashSet<usize> =
+                    trims.iter().flat_map(|(unit, _)| unit).copied().collect();
+                let missing = now.missing.iter().filter(|at| !trimmed.contains(at));
+                let computed = work.cut(&missing.copied().collect::<Vec<_>>());
+                // Two units of equal inputs would be one claim: see [`Work::cut`].
+                let mut named: HashMap<Fingerprint, usize> = HashMap::new();
+                for unit in trims.iter().map(|(unit, _)| unit).chain(&computed) {
+                    *named.entry(work.unit_id(unit)).or_default() += 1;
+                }
+                let planned = trims.len();
+                trims.retain(|(unit, _)| named.get(&work.unit_id(unit)) == Some(&1));
+                if trims.len() == planned {
+                    break computed;
+                }
+            };
             for (unit, trim) in trims {
                 work.plan.trims.push(Trim {
                     unit: work.plan.units.len(),
@@ -113,7 +126,7 @@ impl Run<'_> {
             fixed = Some(agreed);
         }
         if let Some(plan) = fixed {
-            if plan.sources != work.plan.sources {
+            if plan.sources != work.plan.sources || plan.inputs != work.plan.inputs {
                 return Ok(Planned::Outdated);
             }
             work.plan = plan;

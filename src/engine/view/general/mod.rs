@@ -438,25 +438,19 @@ fn register(
     tables: &[Arc<SourceTable>],
     lower: bool,
 ) -> datafusion::common::Result<()> {
-    for (reference, at) in &query.tables {
-        let Some(table) = tables.get(*at) else {
-            continue;
-        };
-        let name = reference.clone().resolve(CATALOG, SCHEMA);
-        let mut spellings = vec![(
-            name.catalog.to_string(),
-            name.schema.to_string(),
-            name.table.to_string(),
-        )];
-        if lower {
-            let (catalog, schema, table) = &spellings[0];
-            spellings.push((
-                catalog.to_lowercase(),
-                schema.to_lowercase(),
-                table.to_lowercase(),
-            ));
-        }
-        for (catalog, schema, name) in spellings {
+    // As they are written first: a name in lower case may be another table's own.
+    let spellings: &[fn(&str) -> String] = match lower {
+        true => &[|name| name.to_string(), |name| name.to_lowercase()],
+        false => &[|name| name.to_string()],
+    };
+    for spelled in spellings {
+        for (reference, at) in &query.tables {
+            let Some(table) = tables.get(*at) else {
+                continue;
+            };
+            let name = reference.clone().resolve(CATALOG, SCHEMA);
+            let (catalog, schema) = (spelled(&name.catalog), spelled(&name.schema));
+            let name = spelled(&name.table);
             let found = context.catalog(&catalog).unwrap_or_else(|| {
                 let new: Arc<dyn CatalogProvider> = Arc::new(MemoryCatalogProvider::new());
                 context.register_catalog(&catalog, new.clone());

@@ -75,8 +75,14 @@ impl Query {
             ControlFlow::<()>::Continue(())
         });
         let statement = Statement::Statement(statement);
-        let (references, _) =
-            resolve_table_references(&statement, false).map_err(|e| unreadable(e.to_string()))?;
+        let resolved = |folded| {
+            let found = resolve_table_references(&statement, folded);
+            found.map_err(|e| unreadable(e.to_string()))
+        };
+        let (mut references, _) = resolved(false)?;
+        // What is a common table expression where case is folded is no table.
+        let (folded, _) = resolved(true)?;
+        references.retain(|table| folded.contains(table) || folded.contains(&lower(table)));
         let mut query = Query {
             statement,
             tables: Vec::new(),
@@ -160,6 +166,22 @@ static AGGREGATES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
     }
     names
 });
+
+/// `table` as a server that folds case reads it without quotes.
+fn lower(table: &TableReference) -> TableReference {
+    let fold = |part: &str| part.to_lowercase();
+    match table {
+        TableReference::Bare { table } => TableReference::bare(fold(table)),
+        TableReference::Partial { schema, table } => {
+            TableReference::partial(fold(schema), fold(table))
+        }
+        TableReference::Full {
+            catalog,
+            schema,
+            table,
+        } => TableReference::full(fold(catalog), fold(schema), fold(table)),
+    }
+}
 
 /// Puts a namespace of more than two parts into one.
 fn shorten(name: &mut ObjectName) {
@@ -288,6 +310,19 @@ mod tests {
             sources("WITH t AS (SELECT * FROM t) SELECT * FROM t"),
             ["t"]
         );
+    }
+
+    #[test]
+    fn a_common_table_expression_is_found_in_any_case_unless_it_is_quoted() {
+        let with = |name: &str, from: &str| {
+            sources(&format!(
+                "WITH {name} AS (SELECT id FROM t) SELECT id FROM {from}"
+            ))
+        };
+        assert_eq!(with("Big", "big"), ["t"]);
+        assert_eq!(with("Big", "BIG"), ["t"]);
+        assert_eq!(with("Big", "\"BIG\""), ["BIG", "t"]);
+        assert_eq!(with("big", "Orders"), ["Orders", "t"]);
     }
 
     #[test]
