@@ -2,9 +2,11 @@
 //! source, of a definition that was changed, and of refreshes that failed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use chrono::TimeDelta;
-use lance::dataset::WriteMode;
+use lance::dataset::transaction::{Operation, Transaction};
+use lance::dataset::{CommitBuilder, WriteMode};
 use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use relance::engine::outcome::Mode;
 use relance::engine::refresh::Request;
@@ -12,7 +14,7 @@ use relance::engine::refresh::Request;
 use crate::faults::run;
 use crate::faults::store::Faults;
 use crate::scenarios::filled;
-use crate::support::{Form, SHAPES, commits_of, is_current, request};
+use crate::support::{Db, Form, SHAPES, commits_of, is_current, request};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() {
@@ -63,6 +65,88 @@ async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() 
     let done = db.refresh("v").await.unwrap();
     db.assert_right(&SHAPES[0], Form::Plain, &done).await;
     assert!(is_current(&db, "v").await);
+}
+
+#[tokio::test]
+async fn a_plan_that_was_made_before_the_view_was_redefined_is_not_carried_out() {
+    let redefined = "SELECT id, id * 3 AS y FROM src WHERE x > 10";
+    for gone in ["id = 3", "id IN (3, 77)"] {
+        let db = filled(true).await;
+        let sql = "SELECT id, id * 2 AS y FROM src WHERE x > 10";
+        db.create_view("v", sql, Form::Plain).await;
+        db.refresh("v").await.unwrap();
+        db.open("src").await.delete(gone).await.unwrap();
+        let asked = request("v");
+        // A worker that is gone before it has recorded anything.
+        let faults = Faults::holding("/claims/");
+        tokio::select! {
+            ended = run(&db, &asked, faults.clone()) => panic!("{ended:?}"),
+            () = faults.reached() => {}
+        }
+        let definition = definition_metadata_from_sql(redefined);
+        let metadata = HashMap::from([(DEFINITION_META_KEY, definition.as_str())]);
+        let mut view = db.open("v").await;
+        view.update_schema_metadata(metadata).await.unwrap();
+        let done = db.refresh_as(asked).await.unwrap();
+        let right = db.evaluated_sql(redefined, None, done.source_version).await;
+        assert_eq!(db.rows("v").await, right.unwrap().1, "{gone}");
+        assert!(is_current(&db, "v").await);
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_has_files_twice_gives_each_row_twice() {
+    for files in [1, 2] {
+        let mut db = Db::new(false);
+        // Two of them are more than a unit.
+        let batch = db.batch(files * 70_000);
+        db.write(batch, WriteMode::Create, 70_000).await;
+        // As a distributed append does that is committed again.
+        let source = Arc::new(db.open("src").await);
+        let mut fragments = source.fragments().to_vec();
+        fragments.iter_mut().for_each(|fragment| fragment.id = 0);
+        let again = Operation::Append { fragments };
+        let transaction = Transaction::new(source.version().version, again, None);
+        CommitBuilder::new(source)
+            .execute(transaction)
+            .await
+            .unwrap();
+        let more = db.batch(10);
+        db.write(more, WriteMode::Append, 100_000).await;
+        let sql = "SELECT id, x + 1 AS x1 FROM src WHERE id % 1000 < 3";
+        db.create_view("v", sql, Form::Plain).await;
+        for step in ["at first", "after a row was deleted"] {
+            let done = db.refresh("v").await.unwrap();
+            let right = db.evaluated_sql(sql, None, done.source_version).await;
+            let right = right.unwrap().1;
+            assert!(right.len() > files * 400, "{}", right.len());
+            assert_eq!(db.rows("v").await, right, "{files} files, {step}");
+            assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
+            db.open("src").await.delete("id = 2").await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn units_that_come_to_no_rows_are_computed_once() {
+    let mut db = filled(true).await;
+    db.create_view("v", "SELECT id FROM src WHERE x > 1000000", Form::Plain)
+        .await;
+    let operations = async |db: &Db| {
+        let faults = Faults::none();
+        let done = run(db, &request("v"), faults.clone()).await.unwrap();
+        assert_eq!(done.mode, Mode::NoOp);
+        (faults.operations(), done.view_version)
+    };
+    for step in ["at first", "after an append"] {
+        let (first, version) = operations(&db).await;
+        let (again, same) = operations(&db).await;
+        assert!(again < first, "{step}: {again} of {first}");
+        assert_eq!(version, same, "a view that is right is not written");
+        assert_eq!(operations(&db).await.0, again, "{step}");
+        let more = db.batch(20);
+        db.write(more, WriteMode::Append, 30).await;
+    }
 }
 
 #[tokio::test]
