@@ -136,4 +136,8 @@ pub mod exit {
     pub const INTERNAL: i32 = 70;
     /// Others kept changing the view; try again when they are done.
     pub const CONTENDED: i32 = 75;
+    /// Stopped by SIGTERM, as shells tell it.
+    pub const STOPPED: i32 = 128 + 15;
+    /// Those after which no other worker is tried.
+    pub const FINAL: [i32; 3] = [USAGE, PERMANENT, CONTENDED];
 }

@@ -202,7 +202,7 @@ fn failure_policy() -> PodFailurePolicy {
                 on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
                     container_name: Some(names::WORKER_CONTAINER.into()),
                     operator: "In".into(),
-                    values: vec![exit::USAGE, exit::PERMANENT, exit::CONTENDED],
+                    values: exit::FINAL.to_vec(),
                 }),
                 on_pod_conditions: None,
             },

@@ -1,11 +1,14 @@
 //! How a Job stands, from the Job, its pods and its Events. Pure.
 
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 
 use crate::engine::outcome::Outcome;
 use crate::protocol::{Ending, exit};
 use crate::resources::{names, reasons};
+
+/// The Job controller's reason for a Job that a worker's exit code ended.
+const POD_FAILURE_POLICY: &str = "PodFailurePolicy";
 
 /// The state of a Job.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,59 +105,96 @@ fn end(job: &Job, pods: &[&Pod]) -> Option<JobEnd> {
         return Some(JobEnd::Succeeded(said()));
     }
     let failed = met("Failed")?;
-    let reason = failed.reason.as_deref().unwrap_or_default();
-    if let Some((reason, message)) = last_word(pods) {
-        return Some(JobEnd::Failed { reason, message });
-    }
-    let (reason, message) = match reason {
-        reasons::DEADLINE_EXCEEDED => (
-            reasons::DEADLINE_EXCEEDED,
-            "the Job ran longer than activeDeadlineSeconds of the refresh or its RefreshCluster allows; raise it and refresh again: what was finished is kept".to_string(),
-        ),
-        reasons::BACKOFF_LIMIT_EXCEEDED => (
-            reasons::BACKOFF_LIMIT_EXCEEDED,
-            format!("{}; look at the workers' logs and refresh again", deaths(pods)),
-        ),
-        _ => (
-            reasons::WORKERS_FAILED,
-            format!(
-                "the Job failed ({}); look at the workers' logs and refresh again",
-                failed.message.as_deref().unwrap_or(reason)
-            ),
-        ),
-    };
-    Some(JobEnd::Failed {
-        reason: reason.to_string(),
-        message,
-    })
+    let (reason, message) = failure(failed, pods);
+    Some(JobEnd::Failed { reason, message })
 }
 
-/// What the worker that ended last said of its failure.
-fn last_word(pods: &[&Pod]) -> Option<(String, String)> {
-    let mut pods: Vec<&&Pod> = pods.iter().collect();
-    pods.sort_by_key(|pod| {
-        let terminated = state(pod).and_then(|state| state.terminated.as_ref());
-        std::cmp::Reverse(terminated.and_then(|t| t.finished_at.as_ref().map(|time| time.0)))
-    });
-    pods.into_iter().find_map(|pod| match ending(pod)? {
-        Ending::Failed {
-            reason, message, ..
-        } => Some((reason, message)),
-        Ending::Done(_) => None,
-    })
-}
-
-/// How the workers ended, where none of them could say it.
-fn deaths(pods: &[&Pod]) -> String {
-    let death = pods.iter().find_map(|pod| {
-        let terminated = state(pod)?.terminated.as_ref()?;
-        match terminated.reason.as_deref() {
-            Some("OOMKilled") => Some("the workers were killed for using too much memory: raise resources.limits.memory of the worker in the RefreshCluster's template".to_string()),
-            Some(reason) => Some(format!("the workers ended with exit code {} ({reason})", terminated.exit_code)),
-            None => None,
+/// What of a Job's failure is to be told: what made the Job give up comes
+/// first, and of its workers only what led to that. A worker that was replaced
+/// long ago has no part in it.
+fn failure(failed: &JobCondition, pods: &[&Pod]) -> (String, String) {
+    let given = failed.reason.as_deref().unwrap_or_default();
+    let mut ends = ends(pods).into_iter();
+    let led_to_it = match given {
+        reasons::DEADLINE_EXCEEDED => {
+            let mut message = "the Job ran longer than activeDeadlineSeconds of the refresh or its RefreshCluster allows; raise it and refresh again: what was finished is kept".to_string();
+            if let Some(before) = ends.find_map(End::message) {
+                message += &format!(". A worker before had failed: {before}");
+            }
+            return (given.to_string(), message);
         }
-    });
-    death.unwrap_or_else(|| "the workers failed more often than backoffLimit allows".to_string())
+        // The newest end was one too many.
+        reasons::BACKOFF_LIMIT_EXCEEDED => ends.next(),
+        POD_FAILURE_POLICY => ends.find(|end| exit::FINAL.contains(&end.code)),
+        _ => ends.find(|end| end.said.is_some()),
+    };
+    let died = led_to_it.as_ref().and_then(|end| end.died.clone());
+    match led_to_it.and_then(|end| end.said) {
+        Some(said) => said,
+        None if given == reasons::BACKOFF_LIMIT_EXCEEDED => {
+            let died = died
+                .unwrap_or_else(|| "the workers failed more often than backoffLimit allows".into());
+            let message = format!("{died}; look at the workers' logs and refresh again");
+            (given.to_string(), message)
+        }
+        None => {
+            let why = failed.message.as_deref().unwrap_or(given);
+            let message =
+                format!("the Job failed ({why}); look at the workers' logs and refresh again");
+            (reasons::WORKERS_FAILED.to_string(), message)
+        }
+    }
+}
+
+/// How a worker ended that was not stopped by others.
+struct End {
+    code: i32,
+    /// Reason and message, where it could tell them.
+    said: Option<(String, String)>,
+    /// How it died, where that is known.
+    died: Option<String>,
+}
+
+impl End {
+    fn message(self) -> Option<String> {
+        self.said.map(|(_, message)| message).or(self.died)
+    }
+}
+
+/// How the workers failed, the last one first.
+fn ends(pods: &[&Pod]) -> Vec<End> {
+    let mut ends: Vec<_> = pods
+        .iter()
+        .filter_map(|pod| {
+            let terminated = state(pod)?.terminated.as_ref()?;
+            let at = terminated.finished_at.as_ref().map(|time| time.0);
+            let said = match ending(pod) {
+                Some(Ending::Failed {
+                    reason, message, ..
+                }) => Some((reason, message)),
+                _ => None,
+            };
+            let end = End {
+                code: terminated.exit_code,
+                said,
+                died: death(terminated),
+            };
+            // One that is deleted is killed if it does not end when it is told to.
+            let deleted = pod.metadata.deletion_timestamp.is_some();
+            let stopped = end.code == exit::STOPPED || (deleted && end.said.is_none());
+            (end.code != exit::OK && !stopped).then_some((at, end))
+        })
+        .collect();
+    ends.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+    ends.into_iter().map(|(_, end)| end).collect()
+}
+
+/// How a worker ended that could not say it.
+fn death(terminated: &ContainerStateTerminated) -> Option<String> {
+    match terminated.reason.as_deref()? {
+        "OOMKilled" => Some("the worker was killed for using too much memory: raise resources.limits.memory of the worker in the RefreshCluster's template".to_string()),
+        reason => Some(format!("the worker ended with exit code {} ({reason})", terminated.exit_code)),
+    }
 }
 
 /// Why a pod does not start.
@@ -206,7 +246,7 @@ fn why_again(pods: &[&Pod]) -> Option<String> {
     if pods.iter().any(|pod| works(pod)) {
         return None;
     }
-    let (_, message) = last_word(pods)?;
+    let message = ends(pods).into_iter().next()?.message()?;
     Some(format!("A worker failed and is replaced: {message}"))
 }
 
@@ -355,6 +395,57 @@ mod tests {
             panic!("{state:?}");
         };
         assert_eq!(reason, reasons::DEADLINE_EXCEEDED);
+    }
+
+    /// Reason and message of a Job that failed for `given`.
+    fn told(given: &str, pods: &[Pod]) -> (String, String) {
+        match of(&job(true_("Failed", given)), pods).end {
+            Some(JobEnd::Failed { reason, message }) => (reason, message),
+            end => panic!("{end:?}"),
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_told_first_and_what_a_replaced_worker_failed_of_after_it() {
+        let mut killed = ended(137, None, 9);
+        killed.metadata.deletion_timestamp =
+            serde_json::from_value("2026-01-01T00:00:00Z".into()).unwrap();
+        let pods = [
+            ended(69, failed("Unavailable"), 1),
+            ended(143, None, 9),
+            killed,
+        ];
+        let (reason, message) = told("DeadlineExceeded", &pods);
+        assert_eq!(reason, reasons::DEADLINE_EXCEEDED);
+        assert!(message.starts_with("the Job ran longer"), "{message}");
+        assert!(message.ends_with("had failed: why"), "{message}");
+        let (_, message) = told("DeadlineExceeded", &pods[1..]);
+        assert!(message.ends_with("is kept"), "{message}");
+    }
+
+    #[test]
+    fn of_workers_that_failed_too_often_the_last_speaks_even_if_it_could_not() {
+        let [first, killed] = [ended(69, failed("Unavailable"), 1), ended(137, None, 5)];
+        let stopped = ended(143, None, 9);
+        let pods = [stopped, first.clone(), killed.clone()];
+        let (reason, message) = told("BackoffLimitExceeded", &pods);
+        assert_eq!(reason, reasons::BACKOFF_LIMIT_EXCEEDED);
+        assert!(message.contains("raise resources.limits"), "{message}");
+        let stuck = of(&job(json!([])), [&first, &killed]).stuck.unwrap();
+        assert!(stuck.contains("raise resources.limits"), "{stuck}");
+    }
+
+    #[test]
+    fn a_job_that_an_exit_code_ended_is_told_by_a_worker_with_such_a_code() {
+        let pods = [
+            ended(65, failed("ViewNotFound"), 1),
+            ended(69, failed("Unavailable"), 9),
+        ];
+        let (reason, _) = told("PodFailurePolicy", &pods);
+        assert_eq!(reason, "ViewNotFound");
+        let (reason, message) = told("PodFailurePolicy", &pods[1..]);
+        assert_eq!(reason, reasons::WORKERS_FAILED);
+        assert!(message.contains("the Job failed (m)"), "{message}");
     }
 
     #[test]
