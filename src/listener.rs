@@ -2,21 +2,21 @@
 //! that asks for nothing.
 //!
 //! At shutdown: connections that the kernel has already accepted are taken
-//! too, no connection carries a further request, and those at work are waited
-//! for.
+//! too, each that has not begun a request gets a moment to, no connection
+//! carries a further one, and those at work are waited for.
 //!
 //! hyper limits how long the head of an HTTP/1 request may take, and neither
 //! how long a connection may take to say which HTTP it speaks nor how long one
 //! of HTTP/2 stays without a request. So each is watched for requests at work,
 //! and closed once there was none for long: also where its peer has vanished.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use futures::FutureExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -36,6 +36,14 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long requests at work are waited for: less than the 30 seconds that
 /// Kubernetes gives a pod to end.
 const DRAIN: Duration = Duration::from_secs(25);
+
+/// How long a connection may take at shutdown to begin its first request: what
+/// was sent may be on its way, and hyper closes unread what it is told to end
+/// before the first byte.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// Most connections that the kernel keeps for a listener of tokio's.
+const BACKLOG: usize = 1024;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,10 +102,9 @@ impl Serving {
                 },
             }
         }
-        while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        for (stream, peer) in waiting(listener) {
             take(stream, peer);
         }
-        drop(listener);
         connections.close();
         if tokio::time::timeout(DRAIN, connections.wait())
             .await
@@ -127,6 +134,7 @@ impl Serving {
         peer: SocketAddr,
     ) {
         let (at_work, mut seen) = watch::channel(0);
+        let mut begun = at_work.subscribe();
         let service = service_fn(|request: Request<Incoming>| {
             let at_work = AtWork::begin(&at_work);
             let mut request = request.map(Body::new);
@@ -148,10 +156,18 @@ impl Serving {
         let serving = builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(serving);
         let ended = tokio::select! {
+            biased;
             ended = &mut serving => ended,
             () = self.shutdown.cancelled() => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
+                tokio::select! {
+                    biased;
+                    ended = &mut serving => ended,
+                    // At once, if there ever was a request.
+                    _ = tokio::time::timeout(MOMENT, begun.changed()) => {
+                        serving.as_mut().graceful_shutdown();
+                        serving.await
+                    }
+                }
             }
             () = idle(&mut seen, self.patience) => {
                 serving.as_mut().graceful_shutdown();
@@ -166,6 +182,32 @@ impl Serving {
             tracing::debug!(%error, "a connection broke off");
         }
     }
+}
+
+/// The connections that the kernel has accepted, to the last one: tokio would
+/// answer from what it heard of them before. The listener is closed then.
+fn waiting(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let mut waiting = Vec::new();
+    let taken = listener.into_std().and_then(|listener| {
+        // More than that are such as come while these are taken.
+        while waiting.len() < BACKLOG {
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    stream.set_nonblocking(true)?;
+                    waiting.push((TcpStream::from_std(stream)?, peer));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // Whoever gave up while waiting.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = taken {
+        tracing::warn!(%error, "not all waiting connections can be accepted at the end");
+    }
+    waiting
 }
 
 /// A request at work on a connection, until it is dropped.
@@ -262,6 +304,65 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&said)
         );
+    }
+
+    /// Each of so many that connect, and send a request so long after the end
+    /// of a listener, is answered.
+    async fn answered_at_the_end(connections: usize, after: Duration) {
+        const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut streams = Vec::new();
+        for _ in 0..connections {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            if after.is_zero() {
+                stream.write_all(REQUEST).await.unwrap();
+            }
+            streams.push(stream);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let serving = Serving {
+            router: Router::new().route("/", get(|| async { "done" })),
+            tls: None,
+            shutdown: CancellationToken::new(),
+            patience: HEAD_TIMEOUT,
+        };
+        serving.shutdown.cancel();
+        let ended = tokio::spawn(serving.accept(listener));
+        tokio::time::sleep(after).await;
+        let mut answered = 0;
+        for mut stream in streams {
+            if !after.is_zero() {
+                let _ = stream.write_all(REQUEST).await;
+            }
+            let mut said = Vec::new();
+            let _ = stream.read_to_end(&mut said).await;
+            answered += usize::from(said.ends_with(b"done"));
+        }
+        assert_eq!(answered, connections);
+        ended.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_at_the_end_with_a_request_is_answered() {
+        answered_at_the_end(50, Duration::ZERO).await;
+    }
+
+    #[tokio::test]
+    async fn who_is_about_to_ask_at_the_end_is_answered() {
+        answered_at_the_end(1, Duration::from_millis(50)).await;
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_nothing_at_the_end_is_not_waited_for_long() {
+        let started = std::time::Instant::now();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let _silent = TcpStream::connect(address).await.unwrap();
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        serve(listener, Router::new(), None, shutdown).await;
+        assert!(started.elapsed() < 5 * MOMENT, "{:?}", started.elapsed());
     }
 
     #[tokio::test]
