@@ -91,8 +91,9 @@ where
         true => trace::begin(&format!("{method} {route}"), trace::Kind::Server, caller),
         false => None,
     };
-    if let Some(traced) = &traced {
-        request.extensions_mut().insert(traced.context());
+    let traced_as = traced.as_ref().map(trace::Span::context);
+    if let Some(context) = trace::passed_on(trace::is_on(), traced_as, caller) {
+        request.extensions_mut().insert(context);
     }
     // The handler says which refresh it is about, once it knows.
     let span = telemetry::request_span();

@@ -241,6 +241,14 @@ pub fn begin_as(name: &str, kind: Kind, context: Context, parent: Option<Context
     }))
 }
 
+/// What a request passes on to the refresh that it makes: the span it is
+/// `traced` as, else, while traces are `on`, the `caller`'s context, of which
+/// no spans are made because it is not sampled. Without it, the refresh would
+/// begin a trace of its own.
+pub fn passed_on(on: bool, traced: Option<Context>, caller: Option<Context>) -> Option<Context> {
+    traced.or(caller.filter(|caller| on && !caller.sampled))
+}
+
 impl Span {
     /// Where it stands, for what it causes.
     pub fn context(&self) -> Context {
@@ -314,6 +322,24 @@ mod tests {
         let of_request = launch("uid", Some(EXAMPLE));
         assert_eq!(of_request.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(launch("uid", Some("nonsense")), launch("uid", None));
+    }
+
+    #[test]
+    fn a_trace_that_its_caller_does_not_sample_is_sampled_nowhere() {
+        let quiet = EXAMPLE.replace("-01", "-00");
+        let caller: Context = quiet.parse().unwrap();
+        let annotation = passed_on(true, None, Some(caller)).unwrap().to_string();
+        assert_eq!(annotation, quiet);
+        let launch = Origin::of("uid", Some(&annotation)).of_launch();
+        assert_eq!(launch.trace_id(), caller.trace_id());
+        assert!(!launch.sampled && launch.to_string().ends_with("-00"));
+        // Of other requests nothing but their span is passed on.
+        let sampled: Context = EXAMPLE.parse().unwrap();
+        let span = sampled.child();
+        assert_eq!(passed_on(true, Some(span), Some(sampled)), Some(span));
+        assert_eq!(passed_on(true, None, Some(sampled)), None);
+        assert_eq!(passed_on(false, None, Some(caller)), None);
+        assert_eq!(passed_on(true, None, None), None);
     }
 
     #[test]

@@ -25,23 +25,27 @@ async fn used(environment: &[(&str, &str)]) -> (Operator, String) {
     operator.append("src", 0..10).await;
     operator.view("v", "SELECT id FROM src WHERE id > 1").await;
     operator.start_with(environment).await;
+    let job_id = refreshed(
+        &operator,
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    )
+    .await;
+    operator.apply("fails", json!({"view": ["nowhere"]})).await;
+    assert_eq!(operator.settled("fails").await.phase, Phase::Failed);
+    (operator, job_id)
+}
+
+/// Has REST refresh the view `v` within a caller's trace; the job's id.
+async fn refreshed(operator: &Operator, traceparent: &str) -> String {
     let url = format!("{}/v1/materialized_view/v/refresh", operator.url);
-    let answer = reqwest::Client::new()
-        .post(url)
-        .header(
-            "traceparent",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        )
-        .send()
-        .await
-        .unwrap();
+    let request = reqwest::Client::new().post(url);
+    let request = request.header("traceparent", traceparent);
+    let answer = request.send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 202);
     let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
     let job_id = body["job_id"].as_str().unwrap().to_string();
     operator.succeeded(&job_id).await;
-    operator.apply("fails", json!({"view": ["nowhere"]})).await;
-    assert_eq!(operator.settled("fails").await.phase, Phase::Failed);
-    (operator, job_id)
+    job_id
 }
 
 /// The names of metrics in a text of expressions.
@@ -191,7 +195,7 @@ fn spans(received: &Received) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn a_trace_goes_from_the_rest_call_through_the_controller_to_the_worker() {
     let (endpoint, received) = collector().await;
-    let (_operator, job_id) = used(&[
+    let (operator, job_id) = used(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=k"),
     ])
@@ -242,6 +246,18 @@ async fn a_trace_goes_from_the_rest_call_through_the_controller_to_the_worker() 
     // The key goes along from the operator, and is in no resource.
     let keys = |(_, headers, _): &(Uri, HeaderMap, Value)| headers.get("x-key").is_some();
     assert!(received.lock().unwrap().iter().any(keys));
+    // A trace that its caller does not have sampled is sampled nowhere.
+    let unsampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let quiet = refreshed(&operator, unsampled).await;
+    let refresh = operator.space.refreshes.get(&quiet).await.unwrap();
+    let annotations = refresh.metadata.annotations.unwrap_or_default();
+    assert_eq!(annotations["relance.dev/traceparent"], unsampled);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let told = spans(&received).into_iter();
+    let told: Vec<_> = told
+        .filter(|(_, span)| span.to_string().contains(&quiet))
+        .collect();
+    assert!(told.is_empty(), "{told:#?}");
 }
 
 #[tokio::test]
