@@ -88,6 +88,10 @@ impl ServeError {
 
 /// Runs until SIGTERM or SIGINT, and then to the end of what is at work.
 pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeError> {
+    // First of all: the kernel keeps from a container's first process each
+    // signal that it has no handler for.
+    let shutdown = CancellationToken::new();
+    end_on_signals(shutdown.clone())?;
     if args.rest() && args.access.auth.is_empty() && !args.access.open_access {
         return Err(ServeError::NoAccess);
     }
@@ -98,8 +102,6 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
         return Err(ServeError::NothingToForwardTo);
     }
     let tls = tls(&args.access)?;
-    let shutdown = CancellationToken::new();
-    end_on_signals(shutdown.clone())?;
     telemetry::start_tracing()?;
     let mut config = Config::infer().await?;
     kubernetes::end_silent_connections(&mut config);

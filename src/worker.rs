@@ -28,9 +28,9 @@ use crate::telemetry::{self, trace};
 /// How often progress is printed, at the most.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Longest message in an [`Ending`], in characters: a container's termination
-/// message is cut at 4,096 bytes, and cut JSON is no JSON.
-const MESSAGE_LIMIT: usize = 900;
+/// Longest [`Ending`], in bytes of JSON: a termination message is cut at 4,096
+/// bytes, or where a pod has twelve containers at this, and cut JSON is no JSON.
+const ENDING_LIMIT: usize = 1024;
 
 /// Runs the task in the environment and returns the exit code.
 pub fn run() -> BoxFuture<'static, i32> {
@@ -39,16 +39,19 @@ pub fn run() -> BoxFuture<'static, i32> {
 }
 
 async fn run_task() -> i32 {
+    // First of all: the kernel keeps from a container's first process each
+    // signal that it has no handler for.
+    let terminations = signal(SignalKind::terminate());
     let task = match task_from(std::env::var(TASK_ENV).ok(), std::env::var(INDEX_ENV).ok()) {
         Ok(task) => task,
         Err(error) => {
             eprintln!("relance: {error}");
-            end(&failed(&error));
+            end(failed(&error));
             return exit::USAGE;
         }
     };
     let terminated = async {
-        match signal(SignalKind::terminate()) {
+        match terminations {
             Ok(mut terminations) => {
                 terminations.recv().await;
             }
@@ -70,7 +73,7 @@ async fn run_task() -> i32 {
     let working = work(&task.0, task.1).instrument(telemetry::job_span(&task.0.job_id));
     let result = tokio::select! {
         result = working => result,
-        () = terminated => return 128 + 15,
+        () = terminated => return exit::STOPPED,
     };
     if let Some(span) = traced {
         match &result {
@@ -83,13 +86,13 @@ async fn run_task() -> i32 {
     }
     let code = match result {
         Ok(outcome) => {
-            end(&Ending::Done(outcome));
+            end(Ending::Done(outcome));
             exit::OK
         }
         Err(error) => {
             let job_id = &task.0.job_id;
             tracing::error!(job_id, reason = error.reason(), "{error}");
-            end(&failed(&error));
+            end(failed(&error));
             exit_code(&error)
         }
     };
@@ -99,8 +102,6 @@ async fn run_task() -> i32 {
 
 async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
     let catalog = catalog(task).await?;
-    let (sender, receiver) = watch::channel(Progress::default());
-    let printer = tokio::spawn(print_progress(task.job_id.clone(), receiver));
     let request = Request {
         view: task.view.clone(),
         refresh: task.refresh_uid.clone(),
@@ -115,11 +116,9 @@ async fn work(task: &Task, index: u32) -> Result<Outcome, EngineError> {
         optimize_indices: task.optimize_indices,
         query_memory: None,
     };
-    let result = refresh(&catalog, &request, &sender).await;
-    drop(sender);
-    // The last line is printed when the sender is gone.
-    let _ = printer.await;
-    result
+    let (sender, progress) = watch::channel(Progress::default());
+    let work = refresh(&catalog, &request, &sender);
+    telling(&task.job_id, progress, work).await
 }
 
 async fn catalog(task: &Task) -> Result<Catalog, EngineError> {
@@ -140,13 +139,28 @@ async fn catalog(task: &Task) -> Result<Catalog, EngineError> {
     source.connect_as(&caller)
 }
 
+/// Prints how far `work` is, and at its end how far it has come.
+async fn telling<T>(
+    job_id: &str,
+    progress: watch::Receiver<Progress>,
+    work: impl Future<Output = T>,
+) -> T {
+    let printer = tokio::spawn(print_progress(job_id.to_string(), progress.clone()));
+    let result = work.await;
+    // It may be in its pause, which nobody is to wait for.
+    printer.abort();
+    let _ = printer.await;
+    let last = *progress.borrow();
+    if last.units_total > 0 {
+        print_line(job_id, last);
+    }
+    result
+}
+
 async fn print_progress(job_id: String, mut progress: watch::Receiver<Progress>) {
     while progress.changed().await.is_ok() {
         print_line(&job_id, *progress.borrow_and_update());
         tokio::time::sleep(INTERVAL).await;
-    }
-    if progress.borrow().units_total > 0 {
-        print_line(&job_id, *progress.borrow());
     }
 }
 
@@ -184,8 +198,29 @@ fn task_from(task: Option<String>, index: Option<String>) -> Result<(Task, u32),
 fn failed(error: &EngineError) -> Ending {
     Ending::Failed {
         reason: error.reason().to_string(),
-        message: error.to_string().chars().take(MESSAGE_LIMIT).collect(),
+        message: error.to_string(),
         retryable: error.retryable(),
+    }
+}
+
+/// `ending` as JSON that no kubelet cuts.
+fn encoded(mut ending: Ending) -> serde_json::Result<String> {
+    loop {
+        let json = serde_json::to_string(&ending)?;
+        let over = json.len().saturating_sub(ENDING_LIMIT);
+        match &mut ending {
+            _ if over == 0 => return Ok(json),
+            // The commit's own record has them.
+            Ending::Done(outcome) if !outcome.source_versions.is_empty() => {
+                outcome.source_versions.clear();
+            }
+            Ending::Failed { message, .. } if !message.is_empty() => {
+                // JSON makes no more than six bytes of a character.
+                let last = message.char_indices().rev().nth(over.div_ceil(6) - 1);
+                message.truncate(last.map_or(0, |(at, _)| at));
+            }
+            _ => return Ok(json),
+        }
     }
 }
 
@@ -200,8 +235,8 @@ pub fn exit_code(error: &EngineError) -> i32 {
 }
 
 /// Leaves the termination message, where there is a place for it.
-fn end(ending: &Ending) {
-    if let Ok(json) = serde_json::to_string(ending)
+fn end(ending: Ending) {
+    if let Ok(json) = encoded(ending)
         && let Ok(mut file) = std::fs::OpenOptions::new()
             .write(true)
             .truncate(true)
@@ -215,6 +250,7 @@ fn end(ending: &Ending) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::outcome::Mode;
 
     #[test]
     fn a_task_comes_from_the_environment_and_nothing_else_will_do() {
@@ -237,9 +273,53 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_within_a_termination_message() {
-        let error = EngineError::InvalidInput("é\"".repeat(5000));
-        let json = serde_json::to_string(&failed(&error)).unwrap();
-        assert!(json.len() <= 4096, "{}", json.len());
+        for text in ["é\"", "\u{1}", "x", "🦀"] {
+            let error = EngineError::InvalidInput(text.repeat(5000));
+            let json = encoded(failed(&error)).unwrap();
+            let expected = ENDING_LIMIT - 6..=ENDING_LIMIT;
+            assert!(expected.contains(&json.len()), "{}", json.len());
+            let Ok(Ending::Failed { message, .. }) = serde_json::from_str(&json) else {
+                panic!("{json}");
+            };
+            assert!(error.to_string().starts_with(&message), "{message}");
+        }
+        let short = failed(&EngineError::InvalidInput("why".into()));
+        let json = encoded(short.clone()).unwrap();
+        assert_eq!(serde_json::from_str::<Ending>(&json).unwrap(), short);
+    }
+
+    #[test]
+    fn a_success_of_many_sources_is_told_without_them() {
+        let outcome = |sources: usize| Outcome {
+            mode: Mode::Incremental,
+            source_version: 1,
+            source_versions: (0..sources).map(|n| (format!("table-{n}"), 1)).collect(),
+            view_version: 2,
+            rows_written: 3,
+            bytes_written: 4,
+            units_total: 5,
+            units_kept: 0,
+            unindexed_rows: None,
+        };
+        for (sources, told) in [(3, 3), (300, 0)] {
+            let json = encoded(Ending::Done(outcome(sources))).unwrap();
+            assert!(json.len() <= ENDING_LIMIT, "{}", json.len());
+            let read: Ending = serde_json::from_str(&json).unwrap();
+            assert_eq!(read, Ending::Done(outcome(told)));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_work_waits_for_no_pause_of_the_printer() {
+        let started = std::time::Instant::now();
+        let (sender, progress) = watch::channel(Progress::default());
+        let work = async {
+            sender.send_replace(Progress::default());
+            // The printer begins its pause.
+            tokio::time::sleep(INTERVAL / 10).await;
+        };
+        telling("r", progress, work).await;
+        assert!(started.elapsed() < INTERVAL, "{:?}", started.elapsed());
     }
 
     #[test]
