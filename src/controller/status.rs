@@ -86,7 +86,14 @@ pub fn running(seen: &Observed, job: &JobState, progress: &ProgressSeen) -> Stat
     };
     let mut status = said(seen, &message);
     if let ProgressSeen::At(progress) = progress {
-        status.progress = Some(progress.clone());
+        // One worker knows less than another of the same plan, a new one
+        // least. Where they have planned anew, it counts anew.
+        let is_behind = status.progress.as_ref().is_some_and(|known| {
+            known.units_total == progress.units_total && known.units_done > progress.units_done
+        });
+        if !is_behind {
+            status.progress = Some(progress.clone());
+        }
     }
     status
 }

@@ -111,6 +111,29 @@ fn a_running_job_is_looked_at_and_its_progress_written() {
 }
 
 #[test]
+fn progress_goes_back_only_where_the_work_is_planned_anew() {
+    let progress = |units_done, units_total| crate::resources::Progress {
+        units_done,
+        units_total,
+        ..Default::default()
+    };
+    for (now, written_then) in [
+        (progress(3, 8), None),
+        (progress(6, 8), Some(progress(6, 8))),
+        (progress(0, 9), Some(progress(0, 9))),
+    ] {
+        let mut seen = started(Some(UID), 10);
+        seen.refresh.status.as_mut().unwrap().progress = Some(progress(5, 8));
+        seen.job = job(None);
+        seen.progress = Some(ProgressSeen::At(now));
+        match (decide(&seen), written_then) {
+            (Action::Wait(Pause::ForProgress), None) => {}
+            (action, then) => assert_eq!(written(action).0.progress, then),
+        }
+    }
+}
+
+#[test]
 fn a_job_of_whose_workers_nothing_is_heard_is_looked_for_in_the_history() {
     let mut seen = started(Some(UID), 5);
     seen.job = job(None);
