@@ -35,6 +35,10 @@ const WATCH_DELAY: Duration = Duration::from_secs(30);
 /// view's history.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// How long it is remembered when a refresh was looked at or heard of: longer
+/// than from one look to the next.
+const NOTED: Duration = Duration::from_secs(60);
+
 /// At least so long after one another RefreshClusters are asked for, so that
 /// many launches at a time share an answer.
 const BETWEEN_ASKS: Duration = Duration::from_millis(20);
@@ -69,9 +73,29 @@ pub struct Context {
     /// How often in a row a refresh had to be put off, by UID.
     put_off: Mutex<HashMap<String, u32>>,
     /// When a refresh's progress was last looked at, by UID.
-    looked: Mutex<HashMap<String, Instant>>,
+    looked: Mutex<Times>,
     /// When a refresh's workers were last heard of, or asked after, by UID.
-    heard: Mutex<HashMap<String, Instant>>,
+    heard: Mutex<Times>,
+}
+
+/// When something was last noted of refreshes, by UID. A pass that is under way
+/// may note it of one that was deleted meanwhile, which nobody comes back to.
+#[derive(Default)]
+struct Times {
+    by_uid: HashMap<String, Instant>,
+    /// When those were last dropped of which nothing is noted any more.
+    swept: Option<Instant>,
+}
+
+impl Times {
+    fn note(&mut self, uid: &str, now: Instant) {
+        let since = self.swept.get_or_insert(now);
+        if now.duration_since(*since) >= NOTED {
+            *since = now;
+            self.by_uid.retain(|_, at| now.duration_since(*at) < NOTED);
+        }
+        self.by_uid.insert(uid.to_string(), now);
+    }
 }
 
 /// What the API server said of a RefreshCluster to a request that began then.
@@ -253,29 +277,25 @@ impl Context {
     pub(super) fn time_to_look(&self, uid: &str, interval: Duration) -> bool {
         let mut looked = lock(&self.looked);
         let now = Instant::now();
-        match looked.get(uid) {
-            Some(last) if now.duration_since(*last) < interval => false,
-            Some(_) => {
-                looked.insert(uid.to_string(), now);
-                true
-            }
-            // The first look is due an interval after the Job was first seen.
-            None => {
-                looked.insert(uid.to_string(), now);
-                false
-            }
+        let last = looked.by_uid.get(uid);
+        if last.is_some_and(|last| now.duration_since(*last) < interval) {
+            return false;
         }
+        // The first look is due an interval after the Job was first seen.
+        let is_known = last.is_some();
+        looked.note(uid, now);
+        is_known
     }
 
     /// How long to wait between two looks at a running refresh: no look is to
     /// come too early to be allowed to read anything.
     pub(super) fn between_looks(&self) -> Duration {
-        pace(lock(&self.heard).len())
+        pace(lock(&self.heard).by_uid.len())
     }
 
     /// Notes that a refresh's workers were heard of.
     pub(super) fn heard(&self, uid: &str) {
-        lock(&self.heard).insert(uid.to_string(), Instant::now());
+        lock(&self.heard).note(uid, Instant::now());
     }
 
     /// Whether nothing was heard of a refresh's workers for [`SILENCE`]; asks
@@ -283,18 +303,18 @@ impl Context {
     pub(super) fn is_silent(&self, uid: &str) -> bool {
         let mut heard = lock(&self.heard);
         let now = Instant::now();
-        let last = *heard.entry(uid.to_string()).or_insert(now);
-        let silent = now.duration_since(last) >= SILENCE;
-        if silent {
-            heard.insert(uid.to_string(), now);
+        let last = heard.by_uid.get(uid);
+        let silent = last.is_some_and(|last| now.duration_since(*last) >= SILENCE);
+        if silent || last.is_none() {
+            heard.note(uid, now);
         }
         silent
     }
 
     /// Forgets when the workers of a refresh that has none any more were heard of.
     pub(super) fn at_rest(&self, uid: &str) {
-        lock(&self.looked).remove(uid);
-        lock(&self.heard).remove(uid);
+        lock(&self.looked).by_uid.remove(uid);
+        lock(&self.heard).by_uid.remove(uid);
     }
 
     /// Forgets a refresh that nothing more is to be done about for now.
@@ -331,6 +351,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refresh_of_which_nothing_is_noted_any_more_is_forgotten() {
+        let mut times = Times::default();
+        let began = Instant::now();
+        times.note("deleted", began);
+        for look in 1..=40 {
+            times.note("runs", began + SILENCE * look);
+        }
+        let known: Vec<_> = times.by_uid.into_keys().collect();
+        assert_eq!(known, ["runs"]);
+    }
 
     #[test]
     fn the_more_run_the_longer_is_waited_between_looks_at_each() {
