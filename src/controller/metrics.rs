@@ -14,7 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use crate::resources::{MaterializedViewRefresh, Phase};
+use crate::resources::{MaterializedViewRefresh, Phase, reasons};
 use crate::telemetry::Metrics;
 
 /// How a refresh ended, and where.
@@ -131,20 +131,35 @@ impl ControllerMetrics {
         let Some(status) = after.status.as_ref() else {
             return;
         };
+        let reason = status.conditions.last().map(|c| c.reason.clone());
+        let reason = reason.unwrap_or_default();
         let of = Of {
-            cluster: after.spec.cluster.clone(),
+            // Of names that nothing bears there is no end.
+            cluster: match reason == reasons::CLUSTER_NOT_FOUND {
+                true => "none".to_string(),
+                false => after.spec.cluster.clone(),
+            },
         };
         let created = after.metadata.creation_timestamp.as_ref().map(|t| t.0);
         let start = status.start_time.as_ref().map(|t| t.0);
         if was != Phase::Running && is == Phase::Running {
-            observe(&self.queue.get_or_create(&of), created, start);
+            observe(
+                |seconds| self.queue.get_or_create(&of).observe(seconds),
+                created,
+                start,
+            );
         }
         if was.is_terminal() || !is.is_terminal() {
             return;
         }
         let end = status.completion_time.as_ref().map(|t| t.0);
-        observe(&self.seconds, created, end);
-        observe(&self.run.get_or_create(&of), start, end);
+        observe(|seconds| self.seconds.observe(seconds), created, end);
+        // One that never had its turn makes no series of it either.
+        observe(
+            |seconds| self.run.get_or_create(&of).observe(seconds),
+            start,
+            end,
+        );
         if let Some(progress) = &status.progress
             && is == Phase::Succeeded
         {
@@ -156,19 +171,18 @@ impl ControllerMetrics {
                 .get_or_create(&of)
                 .inc_by(number(progress.bytes_written));
         }
-        let reason = status.conditions.last().map(|c| c.reason.clone());
         let ended = Ended {
             phase: format!("{is:?}"),
-            reason: reason.unwrap_or_default(),
+            reason,
             cluster: of.cluster,
         };
         self.ended.get_or_create(&ended).inc();
     }
 }
 
-fn observe(histogram: &Histogram, from: Option<Timestamp>, to: Option<Timestamp>) {
+fn observe(by: impl Fn(f64), from: Option<Timestamp>, to: Option<Timestamp>) {
     if let (Some(from), Some(to)) = (from, to) {
-        histogram.observe(to.duration_since(from).as_secs_f64().max(0.0));
+        by(to.duration_since(from).as_secs_f64().max(0.0));
     }
 }
 
@@ -280,6 +294,29 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_there_lends_its_name_to_no_series() {
+        let all = Metrics::default();
+        let metrics = ControllerMetrics::new(&all);
+        let mut failed = refresh("r", Phase::Failed);
+        failed.spec.cluster = "nowhere".into();
+        if let Some(status) = &mut failed.status {
+            status.start_time = None;
+            let reason = reasons::CLUSTER_NOT_FOUND.to_string();
+            let condition = serde_json::json!({
+                "type": "Failed", "status": "True", "reason": reason, "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            });
+            status.conditions = vec![serde_json::from_value(condition).unwrap()];
+        }
+        metrics.stepped(&refresh("r", Phase::Queued), &failed);
+        let text = all.text().unwrap();
+        let ended = r#"relance_refreshes_ended_total{phase="Failed",reason="ClusterNotFound",cluster="none"} 1"#;
+        assert!(text.contains(ended), "{text}");
+        assert!(!text.contains("nowhere"), "{text}");
+        assert!(!text.contains("run_seconds_count{"), "{text}");
     }
 
     #[test]
