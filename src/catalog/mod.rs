@@ -193,7 +193,11 @@ impl SharedCatalog {
                 let catalog = self.get().await?;
                 self.look_long(async move { catalog.ping().await }).await?
             };
-            let state = state.await;
+            let state = tokio::select! {
+                // A catalog that hangs does not hold up the end.
+                () = shutdown.cancelled() => return,
+                state = state => state,
+            };
             self.up.set(state.is_ok().into());
             match &state {
                 Err(error) if was_up => tracing::warn!(%error, "the catalog does not answer"),
@@ -206,5 +210,29 @@ impl SharedCatalog {
                 () = tokio::time::sleep(PING_INTERVAL) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_catalog_that_hangs_does_not_hold_up_the_end() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // The kernel takes the connection, and nobody answers.
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", socket.local_addr().unwrap());
+        let source = Source {
+            uri,
+            ..Source::default()
+        };
+        let shutdown = CancellationToken::new();
+        let watch = SharedCatalog::new(source, &Metrics::default()).watch(shutdown.clone());
+        let watch = tokio::spawn(watch);
+        let (_connection, _) = socket.accept().await.unwrap();
+        shutdown.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(2), watch).await;
+        ended.expect("it ends at once").unwrap();
     }
 }
