@@ -1,5 +1,7 @@
 //! `relance check`: whether a REST API answers, and reaches its Kubernetes API.
 
+use std::time::Duration;
+
 use axum::http::{Method, Request, StatusCode, Uri};
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -7,6 +9,9 @@ use thiserror::Error;
 
 /// A name that nobody gives to a refresh.
 const NOBODY: &str = "relance-check";
+
+/// How long the answers may take, all in all.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the check failed.
 #[derive(Debug, Error)]
@@ -20,7 +25,7 @@ pub enum CheckError {
         /// Where it was asked.
         url: String,
         /// The client's words.
-        why: kube::Error,
+        why: String,
     },
     /// Something else answered, or the API could not do its work.
     #[error(
@@ -40,14 +45,28 @@ pub enum CheckError {
 /// REST must have asked the Kubernetes API, with the rights that it has.
 /// `insecure` takes any certificate: nothing secret is sent.
 pub async fn check(url: &str, insecure: bool) -> Result<(), CheckError> {
+    within(PATIENCE, url, insecure).await
+}
+
+async fn within(patience: Duration, url: &str, insecure: bool) -> Result<(), CheckError> {
+    let answers = tokio::time::timeout(patience, asked(url, insecure)).await;
+    answers.unwrap_or_else(|_| {
+        Err(CheckError::NoAnswer {
+            url: url.to_string(),
+            why: format!("nothing has come within {} s", patience.as_secs()),
+        })
+    })
+}
+
+async fn asked(url: &str, insecure: bool) -> Result<(), CheckError> {
     let not_a_url = || CheckError::Url(url.to_string());
     let uri: Uri = url.parse().map_err(|_| not_a_url())?;
     if uri.scheme().is_none() || uri.host().is_none() {
         return Err(not_a_url());
     }
-    let no_answer = |why| CheckError::NoAnswer {
+    let no_answer = |why: kube::Error| CheckError::NoAnswer {
         url: url.to_string(),
-        why,
+        why: why.to_string(),
     };
     let mut config = Config::new(uri);
     config.default_retry = false;
@@ -85,4 +104,20 @@ pub async fn check(url: &str, insecure: bool) -> Result<(), CheckError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_at_which_nobody_speaks_is_no_answer() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // The kernel takes the connection, and nobody answers.
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", socket.local_addr().unwrap());
+        let said = within(Duration::from_millis(200), &url, false).await;
+        let said = said.unwrap_err().to_string();
+        assert!(said.contains("does not answer: nothing has come"), "{said}");
+    }
 }

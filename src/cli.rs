@@ -272,13 +272,13 @@ pub struct RefreshArgs {
     /// The view: its namespaces and name, joined by `$`.
     pub view: String,
     /// Source version to bring the view to. Default: the latest.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub src_version: Option<u64>,
     /// Recompute every row, also where what is there is already right.
     #[arg(long)]
     pub full: bool,
     /// Most rows in a fragment that is written.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=4_294_967_295))]
     pub max_rows_per_fragment: Option<u64>,
     /// Then bring the view's indices up to date, so that they cover its new rows too.
     #[arg(long)]
@@ -332,6 +332,24 @@ mod tests {
         assert_eq!(halves(serve(&["--rest"])), (true, false));
         assert_eq!(halves(serve(&["--controller"])), (false, true));
         assert_eq!(halves(serve(&["--rest", "--controller"])), (true, true));
+    }
+
+    #[test]
+    fn a_refresh_takes_no_numbers_that_cannot_be() {
+        let refresh = |flag: &str| {
+            let line = ["relance", "refresh", "--catalog", "dir:///t", "v", flag];
+            Cli::try_parse_from(line).is_ok()
+        };
+        for (flag, fits) in [
+            ("--max-rows-per-fragment=1", true),
+            ("--max-rows-per-fragment=4294967295", true),
+            ("--max-rows-per-fragment=0", false),
+            ("--max-rows-per-fragment=4294967296", false),
+            ("--src-version=1", true),
+            ("--src-version=0", false),
+        ] {
+            assert_eq!(refresh(flag), fits, "{flag}");
+        }
     }
 
     #[test]
