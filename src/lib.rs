@@ -13,6 +13,7 @@ pub mod lean;
 pub mod listener;
 pub mod local;
 pub mod protocol;
+pub mod reach;
 pub mod resources;
 pub mod rest;
 pub mod serve;

@@ -15,7 +15,7 @@ use crate::engine::freshness::{self, Freshness};
 use crate::engine::outcome::{Mode, Outcome};
 use crate::engine::refresh::{Progress, Request, refresh};
 use crate::engine::view::{self, ViewInfo};
-use crate::terminal::{aligned, bar, print};
+use crate::terminal::{self, aligned, bar};
 
 /// Brings one view up to date, with a progress bar on a terminal.
 pub fn refresh_view(args: &RefreshArgs) -> BoxFuture<'_, Result<(), EngineError>> {
@@ -60,8 +60,17 @@ async fn run(args: &RefreshArgs) -> Result<(), EngineError> {
         format!("{result}\n")
     } else {
         sentence(&args.view, &outcome)
-    });
-    Ok(())
+    })
+}
+
+/// Prints; that nobody reads it (`| head`) is no error.
+fn print(text: &str) -> Result<(), EngineError> {
+    match terminal::print(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(EngineError::Internal(
+            format!("standard output cannot be written: {error}"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn sentence(view: &str, outcome: &Outcome) -> String {
@@ -123,7 +132,7 @@ async fn list(args: &ViewsArgs) -> Result<(), EngineError> {
                 "state": row.state,
                 "message": row.message,
             });
-            print(&format!("{value}\n"));
+            print(&format!("{value}\n"))?;
         }
         return Ok(());
     }
@@ -137,8 +146,7 @@ async fn list(args: &ViewsArgs) -> Result<(), EngineError> {
             row.message,
         ]
     }));
-    print(&aligned(&table));
-    Ok(())
+    print(&aligned(&table))
 }
 
 /// A cell of the table: a dash for what is not known, so that columns stay columns.

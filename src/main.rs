@@ -9,6 +9,7 @@ use relance::engine::processors;
 use relance::kubectl::args::Plugin;
 use relance::protocol::exit;
 use relance::rest::auth::keys;
+use relance::terminal::{self, complain, plain};
 use relance::{check, kubectl, local, resources, serve, telemetry, worker};
 
 fn main() -> ExitCode {
@@ -74,8 +75,11 @@ fn relance(cli: Cli) -> ExitCode {
         Command::Views(args) => run(async { local::list_views(&args).await.map_err(told) }),
         Command::Key(args) => match keys::make(&args.name(), &args.user, &args.groups) {
             Ok(made) => {
-                eprintln!("{}", made.key);
-                print(&made.manifest)
+                // Who cannot be told the key has no use for its hash.
+                match writeln!(std::io::stderr(), "{}", made.key) {
+                    Ok(()) => print(&made.manifest),
+                    Err(_) => exit_code(exit::INTERNAL),
+                }
             }
             Err(sentence) => fail(&sentence, exit::USAGE),
         },
@@ -103,14 +107,15 @@ fn plugin(args: &Plugin, said: &str) -> ExitCode {
         Err(code) => return code,
     };
     if !sentence.is_empty() {
-        eprintln!("error: {sentence}");
+        complain(&format!("error: {}", plain(&sentence)));
     }
     exit_code(code)
 }
 
 /// What kubectl asks to complete a command line.
 fn complete() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words = std::env::args_os().skip(1);
+    let words: Vec<String> = words.map(|w| w.to_string_lossy().into_owned()).collect();
     match blocking(kubectl::complete::answer(&words)) {
         Ok(answer) => print(&answer),
         Err(code) => code,
@@ -158,7 +163,7 @@ fn by<T>(
 
 /// Writes to standard output; a reader that has gone away (`| head`) is no error.
 fn print(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match terminal::print(text) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(
             &format!("standard output cannot be written: {error}"),
             exit::INTERNAL,
@@ -169,7 +174,7 @@ fn print(text: &str) -> ExitCode {
 
 fn fail(sentence: &str, code: i32) -> ExitCode {
     if !sentence.is_empty() {
-        eprintln!("relance: {sentence}");
+        complain(&format!("relance: {sentence}"));
     }
     exit_code(code)
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::{Client, Config};
+use kube::Client;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +20,7 @@ use crate::controller::{self, ControllerConfig, ControllerError};
 use crate::engine::error::EngineError;
 use crate::kubernetes::ApiMetrics;
 use crate::protocol::exit;
+use crate::reach::{self, ReachError};
 use crate::resources::names;
 use crate::rest::auth::limits::CallerLimits;
 use crate::rest::auth::{Access, Settings};
@@ -35,7 +36,7 @@ pub enum ServeError {
     #[error(
         "no Kubernetes to talk to: {0}; set KUBECONFIG, or run in a pod with a service account"
     )]
-    NoKubernetes(#[from] kube::config::InferConfigError),
+    NoKubernetes(#[from] ReachError),
     /// The configuration makes no client.
     #[error("the Kubernetes configuration is not usable: {0}")]
     Client(#[from] kube::Error),
@@ -103,7 +104,7 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
     }
     let tls = tls(&args.access)?;
     telemetry::start_tracing()?;
-    let mut config = Config::infer().await?;
+    let mut config = reach::config(None, None).await?;
     kubernetes::end_silent_connections(&mut config);
     let namespace = args
         .namespace

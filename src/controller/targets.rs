@@ -149,7 +149,7 @@ impl Targets {
                 digest = Some(sum);
                 match before.filter(|entry| entry.digest == digest) {
                     Some(entry) => entry.reach,
-                    None => self.connect(name, namespace.as_deref(), &bytes.0).await,
+                    None => self.connect(name, namespace.as_deref(), &bytes.0),
                 }
             }
             Ok(None) => {
@@ -192,8 +192,8 @@ impl Targets {
         reach
     }
 
-    async fn connect(&self, name: &str, namespace: Option<&str>, bytes: &[u8]) -> Reach {
-        let config = match kubeconfig::config(bytes).await {
+    fn connect(&self, name: &str, namespace: Option<&str>, bytes: &[u8]) -> Reach {
+        let config = match kubeconfig::config(bytes) {
             Ok(config) => config,
             Err(refusal) => return Reach::Refused(refusal.to_string()),
         };

@@ -1,12 +1,12 @@
 //! The cluster and namespace that the caller means, as kubectl would have it.
 
+use kube::Client;
 use kube::api::{Api, ListParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 
 use super::args::Reach;
 use super::error::{PluginError, in_full};
 use crate::kubernetes::{self, ApiMetrics};
+use crate::reach;
 use crate::resources::{MaterializedViewRefresh, RefreshCluster, names};
 use crate::telemetry::Metrics;
 
@@ -28,11 +28,17 @@ pub struct Access {
 impl Access {
     /// A client for the caller; asks nothing yet.
     pub async fn connect(reach: &Reach, said: &str) -> Result<Self, PluginError> {
-        let config = config(reach).await?;
+        // As for kubectl, what is given empty is not given.
+        let context = reach.context.as_deref().filter(|name| !name.is_empty());
+        let config = reach::config(reach.kubeconfig.as_deref(), context).await;
+        let mut config = config.map_err(|error| PluginError::Kubeconfig(in_full(&error)))?;
+        kubernetes::end_silent_connections(&mut config);
         let server = config.cluster_url.to_string();
         let server = server.trim_end_matches('/').to_string();
-        let namespace = reach.namespace.clone();
-        let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
+        let default = [config.default_namespace.as_str(), "default"];
+        let namespace = reach.namespace.as_deref().into_iter().chain(default);
+        let namespace = namespace.into_iter().find(|name| !name.is_empty());
+        let namespace = namespace.unwrap_or_default().to_string();
         let metrics = ApiMetrics::register(&Metrics::default());
         let client = kubernetes::client(config, names::KUBECTL_MANAGER, &metrics)
             .map_err(|error| PluginError::Kubeconfig(in_full(&error)))?;
@@ -57,14 +63,15 @@ impl Access {
         Self::connect(&reach, &self.said).await
     }
 
-    /// A command of this plug-in about `name`, to be repeated as it stands.
-    pub fn command(&self, act: &str, name: &str) -> String {
-        let mut command = format!("{} {act} {name} -n {}", self.said, self.namespace);
-        if let Some(context) = &self.reach.context {
-            command = format!("{command} --context {context}");
+    /// A command of this plug-in, such as `wait NAME`, to be repeated as it stands.
+    pub fn command(&self, act: &str) -> String {
+        let mut command = format!("{} {act} -n {}", self.said, self.namespace);
+        let context = self.reach.context.as_deref();
+        if let Some(context) = context.filter(|name| !name.is_empty()) {
+            command = format!("{command} --context {}", quoted(context));
         }
         if let Some(file) = &self.reach.kubeconfig {
-            command = format!("{command} --kubeconfig {}", file.display());
+            command = format!("{command} --kubeconfig {}", quoted(&file.to_string_lossy()));
         }
         command
     }
@@ -89,7 +96,7 @@ impl Access {
         PluginError::NotFound {
             name: name.to_string(),
             namespace: self.namespace.clone(),
-            said: self.said.clone(),
+            list: self.command("status"),
         }
     }
 
@@ -115,24 +122,23 @@ impl Access {
     }
 }
 
-/// As kubectl: what the flags name, else the kubeconfig of the environment or
-/// home folder, else the pod's service account.
-async fn config(reach: &Reach) -> Result<Config, PluginError> {
-    let options = KubeConfigOptions {
-        context: reach.context.clone(),
-        ..KubeConfigOptions::default()
-    };
-    let wrong = |error: &dyn std::error::Error| PluginError::Kubeconfig(in_full(error));
-    match (&reach.kubeconfig, &reach.context) {
-        (Some(file), _) => {
-            let file = Kubeconfig::read_from(file).map_err(|error| wrong(&error))?;
-            let config = Config::from_custom_kubeconfig(file, &options).await;
-            config.map_err(|error| wrong(&error))
-        }
-        (None, Some(_)) => {
-            let config = Config::from_kubeconfig(&options).await;
-            config.map_err(|error| wrong(&error))
-        }
-        (None, None) => Config::infer().await.map_err(|error| wrong(&error)),
+/// A word as a shell takes it for one.
+fn quoted(word: &str) -> String {
+    let fits = |c: char| c.is_alphanumeric() || "-_./:@%+=,".contains(c);
+    match !word.is_empty() && word.chars().all(fits) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_takes_what_is_quoted_for_one_word() {
+        assert_eq!(quoted("arn:aws:eks/c@1"), "arn:aws:eks/c@1");
+        assert_eq!(quoted("my cluster"), "'my cluster'");
+        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
     }
 }

@@ -37,7 +37,7 @@ pub struct Reach {
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
     /// The namespace of the refreshes. Default: the context's.
-    #[arg(long, short, global = true, value_name = "NAME")]
+    #[arg(long, short, global = true, value_name = "NAME", value_parser = namespace)]
     pub namespace: Option<String>,
 }
 
@@ -72,7 +72,7 @@ pub enum Act {
 /// `refresh`.
 #[derive(Clone, Debug, Args)]
 pub struct RefreshArgs {
-    /// The view: its namespaces and name, joined by `/` or `$`.
+    /// The view: its namespaces and name, joined by `/` or `$`; after a leading `/`, by `/` alone.
     #[arg(value_name = "VIEW")]
     pub view: String,
     /// Name of the refresh, so that the command can be repeated: one of that name that asks for the same is taken for it. Default: a new one.
@@ -137,7 +137,7 @@ pub struct StatusArgs {
     /// The refresh. Default: a list of them.
     #[arg(value_name = "NAME", value_parser = name)]
     pub name: Option<String>,
-    /// List those of this view only: its namespaces and name, joined by `/` or `$`.
+    /// List those of this view only, said as for `refresh`.
     #[arg(long, value_name = "VIEW", conflicts_with = "name")]
     pub view: Option<String>,
     /// List no more than so many that have ended, the newest.
@@ -221,6 +221,14 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A namespace; empty is none, as for kubectl.
+fn namespace(text: &str) -> Result<String, String> {
+    match text.is_empty() || names::is_namespace(text) {
+        true => Ok(text.to_string()),
+        false => Err("no namespace can be called so".to_string()),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "must be a duration such as 90s, 10m or 1h30m".to_string();
     let parsed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
@@ -228,8 +236,11 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// The parts of a view's path. Neither delimiter is usual in names, and a `/`
-/// cannot be in one.
+/// cannot be in one: so a leading one tells that a `$` is part of a name.
 pub fn view(text: &str) -> Vec<String> {
+    if let Some(path) = text.strip_prefix('/') {
+        return path.split('/').map(str::to_string).collect();
+    }
     let delimiter = if text.contains('/') { '/' } else { '$' };
     text.split(delimiter).map(str::to_string).collect()
 }
@@ -251,6 +262,8 @@ mod tests {
         assert_eq!(view("sales/daily"), ["sales", "daily"]);
         assert_eq!(view("sales$daily"), ["sales", "daily"]);
         assert_eq!(view("a/b$c"), ["a", "b$c"]);
+        assert_eq!(view("/b$c"), ["b$c"]);
+        assert_eq!(view("/a/b"), ["a", "b"]);
     }
 
     #[test]
@@ -279,5 +292,7 @@ mod tests {
         assert!(parsed("k refresh v --timeout 5s --wait -n ns").is_ok());
         assert!(parsed("k -n ns status").is_ok());
         assert!(parsed("k status r --view v").is_err());
+        assert!(parsed("k status -n Up/../down").is_err());
+        assert!(parsed("k status --namespace=").is_ok());
     }
 }

@@ -14,7 +14,7 @@ use super::args::{Plugin, Reach};
 use super::error::PluginError;
 use super::follow::has_ended;
 use super::{PLUGIN, exit, status};
-use crate::terminal;
+use crate::terminal::{self, plain};
 
 /// Nobody waits longer for a list of names.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -24,18 +24,20 @@ pub fn script(shell: clap_complete::Shell) -> Result<i32, PluginError> {
     let mut script = Vec::new();
     let mut command = Plugin::command().bin_name(PLUGIN);
     clap_complete::generate(shell, &mut command, PLUGIN, &mut script);
-    match terminal::print(&String::from_utf8_lossy(&script)) {
-        true => Ok(exit::OK),
-        false => Err(PluginError::Closed),
-    }
+    terminal::print(&String::from_utf8_lossy(&script))?;
+    Ok(exit::OK)
 }
 
 /// What kubectl is answered for `words`.
 pub async fn answer(words: &[String]) -> String {
     let candidates = candidates(words).await;
-    let lines = candidates.into_iter().map(|(word, about)| match about {
+    // A word that takes more than its line could be typed by nobody.
+    let words = candidates
+        .into_iter()
+        .filter(|(word, _)| plain(word) == *word);
+    let lines = words.map(|(word, about)| match about {
         about if about.is_empty() => format!("{word}\n"),
-        about => format!("{word}\t{about}\n"),
+        about => format!("{word}\t{}\n", plain(&about)),
     });
     format!("{}:4\n", lines.collect::<String>())
 }
@@ -75,7 +77,14 @@ fn read(words: &[String]) -> Read {
             continue;
         }
         match word.strip_prefix('-') {
-            Some(_) if word.contains('=') => reach.push(word.clone()),
+            Some(long) if long.starts_with('-') && long.contains('=') => reach.push(word.clone()),
+            Some(short) if !short.starts_with('-') => {
+                let (arg, value) = short_flags(act.as_ref().unwrap_or(&root), short);
+                match (arg.as_ref().and_then(Arg::get_long), value) {
+                    (Some(long), Some(value)) => reach.push(format!("--{long}={value}")),
+                    _ => flag = arg,
+                }
+            }
             Some(_) => flag = takes_value(act.as_ref().unwrap_or(&root), word),
             None if act.is_none() => act = root.find_subcommand(word).cloned(),
             None => positions += 1,
@@ -96,12 +105,28 @@ fn read(words: &[String]) -> Read {
 }
 
 fn takes_value(command: &Command, word: &str) -> Option<Arg> {
-    let arg = command.get_arguments().find(|arg| {
-        let long = arg.get_long().map(|long| format!("--{long}"));
-        let short = arg.get_short().map(|short| format!("-{short}"));
-        [long, short].into_iter().flatten().any(|flag| flag == word)
-    })?;
+    let mut all = command.get_arguments();
+    let long = word.strip_prefix("--");
+    let arg = all.find(|arg| long.is_some() && arg.get_long() == long)?;
     arg.get_action().takes_values().then(|| arg.clone())
+}
+
+/// The flag of a word such as `-n`, `-nNAME`, `-n=NAME` or `-fn` that takes a
+/// value, and the value if it is in the word.
+fn short_flags(command: &Command, word: &str) -> (Option<Arg>, Option<String>) {
+    for (at, short) in word.char_indices() {
+        let mut all = command.get_arguments();
+        let Some(arg) = all.find(|arg| arg.get_short() == Some(short)) else {
+            break;
+        };
+        if arg.get_action().takes_values() {
+            let value = &word[at + short.len_utf8()..];
+            let value = value.strip_prefix('=').unwrap_or(value);
+            let value = (!value.is_empty()).then(|| value.to_string());
+            return (Some(arg.clone()), value);
+        }
+    }
+    (None, None)
 }
 
 /// How to reach the cluster, by those of `flags` that say so.
@@ -258,5 +283,16 @@ mod tests {
         let read = read(&words);
         assert_eq!(read.reach.namespace.as_deref(), Some("ns"));
         assert_eq!(read.reach.context.as_deref(), Some("c"));
+        for words in [
+            &["-nns", "cancel", ""][..],
+            &["-n=ns", "cancel", ""],
+            &["logs", "-fnns", ""],
+            &["logs", "-fn", "ns", ""],
+        ] {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_string()).collect();
+            let read = super::read(&words);
+            assert_eq!(read.reach.namespace.as_deref(), Some("ns"), "{words:?}");
+            assert!(matches!(read.here, Here::Position(0)), "{words:?}");
+        }
     }
 }

@@ -25,17 +25,30 @@ pub async fn refresh(access: &Access, args: &RefreshArgs) -> Result<i32, PluginE
     let refresh = asked(&name, args)?;
     let stored = store(access, &refresh, args.name.is_some()).await?;
     let at_the_end = args.wait && matches!(args.output, Some(Output::Json | Output::Yaml));
-    if !at_the_end {
-        status::print_one(&stored, args.output)?;
-    }
+    let mut printed = match at_the_end {
+        true => Ok(()),
+        false => status::print_one(&stored, args.output),
+    };
     if !args.wait {
-        return Ok(exit::OK);
+        return status::answered(exit::OK, printed).map_err(|error| made(&name, error));
     }
-    let (code, last) = follow::to_the_end(access, &stored, args.timeout).await?;
+    let end = follow::to_the_end(access, &stored, args.timeout).await;
+    let (code, last) = end.map_err(|error| match error {
+        gone @ PluginError::Deleted(_) => gone,
+        error => made(&name, error),
+    })?;
     if at_the_end {
-        status::print_one(&last, args.output)?;
+        printed = status::print_one(&last, args.output);
     }
-    Ok(code)
+    status::answered(code, printed)
+}
+
+/// What went wrong once it was made, with its name, which may be printed nowhere else.
+fn made(name: &str, error: PluginError) -> PluginError {
+    PluginError::Made {
+        name: name.to_string(),
+        error: Box::new(error),
+    }
 }
 
 /// The resource; fields are copied as they were given, and the CRD's rules judge them.
@@ -87,7 +100,8 @@ fn flag(path: &str) -> String {
 }
 
 /// Stores it. Where the name is `chosen` by the caller, one that is there and
-/// asks for the same is as good.
+/// asks for the same is as good; where it is not, one that is there is this
+/// one, of a create whose answer was lost.
 async fn store(
     access: &Access,
     refresh: &MaterializedViewRefresh,
@@ -104,18 +118,27 @@ async fn store(
             Ok(stored) => return Ok(stored),
             Err(error) => error,
         };
-        let taken = matches!(&error, kube::Error::Api(status) if status.code == 409);
-        let known = matches!(&error, kube::Error::Api(status) if status.code < 500);
-        if taken && (chosen || attempt > 1) {
-            let found = access.get(name).await?;
-            return match found.spec.asks_the_same(&refresh.spec) {
-                true => Ok(found),
-                false => Err(PluginError::Usage(format!(
-                    "refresh '{name}' is there already and asks for something else; choose another --name, or none"
-                ))),
-            };
-        }
-        if known || attempt == ATTEMPTS {
+        let again = match &error {
+            kube::Error::Api(status) if status.is_already_exists() => {
+                match access.refreshes.get_opt(name).await {
+                    Ok(Some(found)) if found.spec.asks_the_same(&refresh.spec) => return Ok(found),
+                    Ok(Some(_)) => {
+                        return Err(PluginError::Usage(format!(
+                            "refresh '{name}' is there already and asks for something else; choose another --name, or none"
+                        )));
+                    }
+                    // It went in between.
+                    Ok(None) => true,
+                    Err(error) if chosen => return Err(access.error(&error)),
+                    Err(error) => return Err(made(name, access.error(&error))),
+                }
+            }
+            // Somebody else's change came in between, such as of a quota.
+            kube::Error::Api(status) if status.is_conflict() => true,
+            kube::Error::Api(status) => status.code >= 500,
+            _ => true,
+        };
+        if !again || attempt == ATTEMPTS {
             return Err(access.error(&error));
         }
         tokio::time::sleep(PAUSE).await;

@@ -11,18 +11,26 @@ pub enum PluginError {
     #[error("{0}")]
     Usage(String),
     /// There is no such refresh.
-    #[error("there is no refresh '{name}' in namespace '{namespace}'; `{said} status` lists them")]
+    #[error("there is no refresh '{name}' in namespace '{namespace}'; `{list}` lists them")]
     NotFound {
         /// The refresh.
         name: String,
         /// Where it was looked for.
         namespace: String,
-        /// How the plug-in is called.
-        said: String,
+        /// The command that lists those there are.
+        list: String,
     },
     /// It went while it was waited for.
-    #[error("refresh '{0}' was deleted before it had ended; its Job goes with it")]
+    #[error("refresh '{0}' is gone, and had not ended when it was last seen; its Job goes with it")]
     Deleted(String),
+    /// A refresh is made, and what was to follow could not be done.
+    #[error("refresh '{name}' was asked for and goes on, but {error}")]
+    Made {
+        /// The refresh.
+        name: String,
+        /// Why nothing followed.
+        error: Box<PluginError>,
+    },
     /// There are no logs.
     #[error("{0}")]
     NoLogs(String),
@@ -68,9 +76,22 @@ pub enum PluginError {
     /// No kubeconfig that can be used.
     #[error("no cluster is configured: {0}; give --kubeconfig or --context, as for kubectl")]
     Kubeconfig(String),
+    /// What is printed cannot be written.
+    #[error("standard output cannot be written: {0}")]
+    Unwritten(std::io::Error),
     /// Nobody reads what is printed.
     #[error("")]
     Closed,
+}
+
+impl From<std::io::Error> for PluginError {
+    /// Of standard output.
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Unwritten(error),
+        }
+    }
 }
 
 impl PluginError {
@@ -82,6 +103,8 @@ impl PluginError {
             Self::Forbidden(_) => exit::FORBIDDEN,
             Self::Ended { .. } | Self::Acting { .. } => exit::FAILED,
             Self::NotInstalled | Self::Unavailable { .. } => exit::UNAVAILABLE,
+            Self::Made { error, .. } => error.code(),
+            Self::Unwritten(_) => exit::UNWRITTEN,
             Self::Closed => exit::OK,
         }
     }
@@ -94,6 +117,10 @@ impl PluginError {
                 403 => Self::Forbidden(status.message.clone()),
                 // A route that is not there is told in plain text, without a name.
                 404 if status.details.is_none() => Self::NotInstalled,
+                // Not the caller's: time ran out, others came before, it is
+                // too old, or there is too much of it.
+                408 | 410 | 429 => Self::unavailable(error, server),
+                409 if status.is_conflict() => Self::unavailable(error, server),
                 400..=499 => Self::Refused(status.message.clone()),
                 _ => Self::unavailable(error, server),
             },
@@ -101,10 +128,16 @@ impl PluginError {
         }
     }
 
-    fn unavailable(error: &dyn std::error::Error, server: &str) -> Self {
+    fn unavailable(error: &kube::Error, server: &str) -> Self {
+        let why = match error {
+            kube::Error::Api(status) if !status.message.is_empty() => {
+                format!("{} ({})", status.message, status.code)
+            }
+            error => in_full(error),
+        };
         Self::Unavailable {
             server: server.to_string(),
-            why: in_full(error),
+            why,
         }
     }
 }
@@ -143,6 +176,25 @@ mod tests {
         assert_eq!(api(404, false), exit::UNAVAILABLE);
         assert_eq!(api(404, true), exit::USAGE);
         assert_eq!(api(422, true), exit::USAGE);
-        assert_eq!(api(500, true), exit::UNAVAILABLE);
+        for passing in [408, 410, 429, 500, 504] {
+            assert_eq!(api(passing, true), exit::UNAVAILABLE, "{passing}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_another_matter_than_a_change_that_came_before() {
+        let conflict = |reason: &str| {
+            let status = Status::failure("said", reason).with_code(409);
+            PluginError::of(&kube::Error::Api(status.boxed()), "s").code()
+        };
+        assert_eq!(conflict("Conflict"), exit::UNAVAILABLE);
+        assert_eq!(conflict("AlreadyExists"), exit::USAGE);
+    }
+
+    #[test]
+    fn output_that_nobody_reads_is_no_error_and_one_that_cannot_be_written_is() {
+        let code = |kind: std::io::ErrorKind| PluginError::from(std::io::Error::from(kind)).code();
+        assert_eq!(code(std::io::ErrorKind::BrokenPipe), exit::OK);
+        assert_eq!(code(std::io::ErrorKind::StorageFull), exit::UNWRITTEN);
     }
 }

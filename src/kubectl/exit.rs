@@ -16,6 +16,8 @@ pub const NOT_FOUND: i32 = 5;
 pub const FORBIDDEN: i32 = 6;
 /// The Kubernetes API could not be reached, or erred.
 pub const UNAVAILABLE: i32 = 7;
+/// What was to be printed could not be written; what was asked for is done.
+pub const UNWRITTEN: i32 = 8;
 /// Interrupted by SIGINT (Ctrl-C) while waiting; the refresh goes on.
 pub const INTERRUPTED: i32 = 130;
 /// Ended by SIGTERM while waiting; the refresh goes on.
@@ -32,4 +34,5 @@ Exit codes:
   5    there is no such refresh any more, or no such log
   6    you may not do this
   7    the Kubernetes API cannot be reached, or failed
+  8    standard output cannot be written; what was asked for is done
   130  interrupted while waiting (143: by SIGTERM); the refresh goes on";

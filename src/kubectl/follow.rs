@@ -23,10 +23,11 @@ use crate::resources::{MaterializedViewRefresh, Phase};
 pub async fn wait(access: &Access, args: &WaitArgs) -> Result<i32, PluginError> {
     let refresh = access.get(&args.name).await?;
     let (code, last) = to_the_end(access, &refresh, args.timeout).await?;
-    if args.output.is_some() {
-        status::print_one(&last, args.output)?;
-    }
-    Ok(code)
+    let printed = match args.output {
+        None => Ok(()),
+        output => status::print_one(&last, output),
+    };
+    status::answered(code, printed)
 }
 
 /// What is heard of a refresh.
@@ -155,8 +156,8 @@ pub fn cause(error: watcher::Error) -> kube::Error {
 fn ways(access: &Access, name: &str) -> String {
     format!(
         "`{}` follows it, `{}` ends it",
-        access.command("wait", name),
-        access.command("cancel", name)
+        access.command(&format!("wait {name}")),
+        access.command(&format!("cancel {name}"))
     )
 }
 

@@ -140,10 +140,7 @@ impl Line {
             true => format!("[{pod}] {} {}\n", self.at, self.text),
             false => format!("[{pod}] {}\n", self.text),
         };
-        match terminal::print(&line) {
-            true => Ok(()),
-            false => Err(PluginError::Closed),
-        }
+        Ok(terminal::print(&line)?)
     }
 }
 
@@ -209,7 +206,7 @@ fn none(access: &Access, refresh: &MaterializedViewRefresh) -> PluginError {
         ),
         false => format!(
             "no pod of refresh '{name}' has said anything yet ({message}); `{} -f` waits for them",
-            access.command("logs", &name)
+            access.command(&format!("logs {name}"))
         ),
     })
 }

@@ -115,8 +115,7 @@ async fn connect(access: &Access, cluster: &str) -> Result<Client, String> {
     let secret = secret.map_err(|error| access.error(&error).to_string())?;
     let bytes = secret.and_then(|secret| secret.data?.remove(&reference.key));
     let bytes = bytes.ok_or_else(|| format!("Secret '{}' is gone", reference.name))?;
-    let config = kubeconfig::config(&bytes.0).await;
-    let mut config = config.map_err(|refusal| refusal.to_string())?;
+    let mut config = kubeconfig::config(&bytes.0).map_err(|refusal| refusal.to_string())?;
     config.default_retry = false;
     // Its words could repeat a key.
     Client::try_from(config).map_err(|_| "its kubeconfig makes no client".to_string())

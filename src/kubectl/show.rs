@@ -1,7 +1,7 @@
 //! How far a refresh is, on standard error: a bar on a terminal, lines in a
 //! pipe, of which progress alone makes no more than one every few seconds.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -44,7 +44,7 @@ impl Show {
         let message = status.message.unwrap_or_default();
         let state = match message.as_str() {
             "" => format!("{:?}", status.phase),
-            message => format!("{:?}: {message}", status.phase),
+            message => format!("{:?}: {}", status.phase, terminal::plain(message)),
         };
         let progress = status.progress.unwrap_or_default();
         match &self.bar {
@@ -81,7 +81,7 @@ impl Show {
     /// Something is in the way, and it is tried again.
     pub fn trouble(&mut self, why: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(format!("still trying: {why}")),
+            Some(bar) => bar.set_message(format!("still trying: {}", terminal::plain(why))),
             None if self.told == why => {}
             None => {
                 line(&format!("still trying: {why}"));
@@ -115,5 +115,5 @@ fn unsigned(number: i64) -> u64 {
 
 /// A line on standard error; nobody has to read it.
 pub fn line(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    terminal::complain(&terminal::plain(text));
 }

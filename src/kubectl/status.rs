@@ -216,15 +216,28 @@ fn written(value: &Value, output: Output) -> String {
 }
 
 fn print(text: &str) -> Result<(), PluginError> {
-    match terminal::print(text) {
-        true => Ok(()),
-        false => Err(PluginError::Closed),
+    Ok(terminal::print(text)?)
+}
+
+/// The code of what was done, also where its answer could not be printed: how
+/// a refresh ended counts for more than who reads it.
+pub fn answered(code: i32, printed: Result<(), PluginError>) -> Result<i32, PluginError> {
+    match printed {
+        Ok(()) | Err(PluginError::Closed) => Ok(code),
+        Err(error) if code == exit::OK => Err(error),
+        Err(error) => {
+            terminal::complain(&error.to_string());
+            Ok(code)
+        }
     }
 }
 
-/// A view's path in one word.
+/// A view's path in one word, which is read as the same path again.
 pub fn view(refresh: &MaterializedViewRefresh) -> String {
-    refresh.spec.view.join("/")
+    match refresh.spec.view.as_slice() {
+        [name] if name.contains('$') => format!("/{name}"),
+        parts => parts.join("/"),
+    }
 }
 
 fn since(at: Option<&Time>, now: Timestamp) -> String {
@@ -298,6 +311,28 @@ mod tests {
              Progress:    2/3 units, 5 rows and 2.00 KiB written\n\
              Cluster:     default\n\
              Created:     1970-01-01T00:00:00Z (90s ago)\n"
+        );
+    }
+
+    #[test]
+    fn a_view_is_told_so_that_it_can_be_said() {
+        for path in [&["v"][..], &["sales", "v"], &["sales", "v$1"], &["v$1"]] {
+            let mut refresh = refresh("r", 0, "Queued");
+            refresh.spec.view = path.iter().map(|part| (*part).to_string()).collect();
+            assert_eq!(args::view(&view(&refresh)), path);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_refresh_is_told_whoever_reads_what_is_printed() {
+        let full = || PluginError::from(std::io::Error::from(std::io::ErrorKind::StorageFull));
+        let answered = |code, printed| answered(code, printed).map_err(|error| error.code());
+        assert_eq!(answered(exit::OK, Err(PluginError::Closed)), Ok(exit::OK));
+        assert_eq!(answered(exit::OK, Err(full())), Err(exit::UNWRITTEN));
+        assert_eq!(answered(exit::CANCELLED, Err(full())), Ok(exit::CANCELLED));
+        assert_eq!(
+            answered(exit::FAILED, Err(PluginError::Closed)),
+            Ok(exit::FAILED)
         );
     }
 

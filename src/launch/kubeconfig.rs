@@ -9,8 +9,11 @@
 //!
 //! No sentence here repeats a value of the file: any may be a credential.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use kube::Config;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use serde_yaml::Value;
 use thiserror::Error;
@@ -113,7 +116,7 @@ const TAKEN: [(&str, &[&str]); 2] = [
 
 /// How to reach the cluster that a kubeconfig's current context names. Its
 /// `default_namespace` is the context's, or `default`.
-pub async fn config(bytes: &[u8]) -> Result<Config, Refusal> {
+pub fn config(bytes: &[u8]) -> Result<Config, Refusal> {
     let whole: Value = serde_yaml::from_slice(bytes).map_err(|error| Refusal::NotYaml {
         // The place alone: what stands there may be a token.
         place: error.location().map_or(String::new(), |at| {
@@ -166,26 +169,6 @@ pub async fn config(bytes: &[u8]) -> Result<Config, Refusal> {
             "token and no client-certificate-data in its user",
         ));
     }
-    let clean = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "it",
-        "contexts": [{"name": "it", "context": {
-            "cluster": "it",
-            "user": "it",
-            "namespace": text(context, "namespace"),
-        }}],
-        "clusters": [{"name": "it", "cluster": {
-            "server": server,
-            "certificate-authority-data": text(cluster, "certificate-authority-data"),
-            "tls-server-name": text(cluster, "tls-server-name"),
-        }}],
-        "users": [{"name": "it", "user": {
-            "token": token,
-            "client-certificate-data": certificate,
-            "client-key-data": key,
-        }}],
-    });
     // No error below may be passed on: it could repeat what it could not read.
     let unusable = || {
         field(
@@ -193,14 +176,32 @@ pub async fn config(bytes: &[u8]) -> Result<Config, Refusal> {
             "is no PEM in base64; write it with `kubectl config view --minify --flatten`",
         )
     };
-    let clean: Kubeconfig = serde_json::from_value(clean).map_err(|_| unusable())?;
-    let mut config = Config::from_custom_kubeconfig(clean, &KubeConfigOptions::default())
-        .await
-        .map_err(|_| unusable())?;
-    config.proxy_url = None;
+    // Not by kube, which would look for a proxy in the operator's environment.
+    let mut config = Config::new(server.parse().map_err(|_| unusable())?);
+    if let Some(namespace) = text(context, "namespace") {
+        config.default_namespace = namespace.to_string();
+    }
+    config.root_cert = text(cluster, "certificate-authority-data")
+        .map(|data| certificates(data).ok_or_else(unusable))
+        .transpose()?;
+    config.tls_server_name = text(cluster, "tls-server-name").map(str::to_string);
+    let user = json!({
+        "token": token,
+        "client-certificate-data": certificate,
+        "client-key-data": key,
+    });
+    config.auth_info = serde_json::from_value(user).map_err(|_| unusable())?;
     config.connect_timeout = Some(CONNECT_PATIENCE);
     kubernetes::end_silent_connections(&mut config);
     Ok(config)
+}
+
+/// The certificates of PEM in base64.
+fn certificates(data: &str) -> Option<Vec<Vec<u8>>> {
+    let pem = STANDARD.decode(data).ok()?;
+    CertificateDer::pem_slice_iter(&pem)
+        .map(|certificate| certificate.ok().map(|der| der.to_vec()))
+        .collect()
 }
 
 /// Refuses what must not be there.
@@ -280,7 +281,7 @@ mod tests {
     }
 
     async fn taken(kubeconfig: &Json) -> Result<Config, Refusal> {
-        config(serde_yaml::to_string(kubeconfig).unwrap().as_bytes()).await
+        config(serde_yaml::to_string(kubeconfig).unwrap().as_bytes())
     }
 
     /// The sentence with which a kubeconfig is refused that has this beside what is good.
@@ -435,7 +436,7 @@ mod tests {
             format!("token: {SECRET}\n\t- x"),
             SECRET.to_string(),
         ] {
-            let why = config(content.as_bytes()).await.unwrap_err().to_string();
+            let why = config(content.as_bytes()).unwrap_err().to_string();
             assert!(!why.contains(SECRET), "{why}");
         }
         for (part, key) in [

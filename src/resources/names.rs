@@ -76,8 +76,17 @@ pub const API_KEYS_SECRET: &str = "relance-api-keys";
 
 /// Whether a refresh can be called so.
 pub fn is_refresh_name(name: &str) -> bool {
+    is_label(name, MAX_REFRESH_NAME)
+}
+
+/// Whether a namespace can be called so.
+pub fn is_namespace(name: &str) -> bool {
+    is_label(name, 63)
+}
+
+fn is_label(name: &str, most: usize) -> bool {
     let inner = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
-    name.len() <= MAX_REFRESH_NAME
+    name.len() <= most
         && name.bytes().all(|byte| inner(&byte))
         && !name.is_empty()
         && !name.starts_with('-')

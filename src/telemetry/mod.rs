@@ -26,8 +26,9 @@ pub const STEPS: &str = "warn,relance=info";
 /// The same by a command whose result is all that is asked for.
 pub const WARNINGS: &str = "warn";
 
-/// The same by a command that tells people itself what goes wrong.
-pub const ERRORS: &str = "error";
+/// The same by a command that tells people itself what goes wrong, as it does
+/// of each request that fails.
+pub const ERRORS: &str = "error,kube_client::client::builder=off";
 
 /// Starts logging to standard error: what `RUST_LOG` names, or `unless_told`.
 pub fn start_logging(format: LogFormat, unless_told: &str) {

@@ -231,7 +231,7 @@ async fn a_refresh_is_asked_for_and_waited_for_and_its_end_is_an_exit_code() {
         (
             &["status", "nobody"],
             exit::NOT_FOUND,
-            "`kubectl relance status` lists them",
+            "`kubectl relance status -n ",
         ),
         (
             &["cancel", "nobody"],
@@ -424,7 +424,7 @@ async fn a_refresh_that_runs_is_left_held_resumed_and_cancelled() {
     let waiting = plugin.begins(&["wait", "gone"]);
     operator.kubectl(&["delete", "mvr", "gone"]);
     let said = waiting.ends().await.err(exit::NOT_FOUND);
-    assert!(said.contains("was deleted"), "{said}");
+    assert!(said.contains("'gone' is gone"), "{said}");
 }
 
 #[tokio::test]
