@@ -1,42 +1,30 @@
-//! `logs`: what the worker pods of a refresh say, in one stream.
-//!
-//! Without `--follow` the pods' logs are merged by the time of their lines.
-//! With it each pod is read as it writes, and pods are taken in as they come,
-//! until the refresh has ended and its pods have said their last. A read that
-//! breaks off (logs rotate, API servers restart) goes on after the last line
-//! that was read, by its time.
+//! `logs`: what the worker pods of a refresh say, in one stream. Without
+//! `--follow` the pods' logs are merged by the time of their lines; with it
+//! [`tail`](super::tail) reads them.
 
-use std::collections::BTreeSet;
 use std::pin::pin;
-use std::time::Duration;
 
-use futures::io::Lines;
-use futures::{AsyncBufRead, AsyncBufReadExt, StreamExt, TryStreamExt};
+use futures::{AsyncBufRead, AsyncBufReadExt, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, LogParams};
-use kube_runtime::WatchStreamExt;
-use kube_runtime::watcher::{self, Event, watcher};
-use tokio::sync::mpsc;
 
 use super::access::Access;
 use super::args::LogsArgs;
 use super::error::PluginError;
 use super::exit;
 use super::follow::{Heard, cause, has_ended, hear};
+use super::tail::followed;
 use crate::resources::{MaterializedViewRefresh, names};
 use crate::terminal;
 
-/// The pause before a log is read on that broke off.
-const READ_ON: Duration = Duration::from_secs(1);
-
-/// How long pods may go on speaking after their refresh has ended.
-const LAST_WORDS: Duration = Duration::from_secs(30);
-
 /// Does it.
 pub async fn logs(access: &Access, args: &LogsArgs) -> Result<i32, PluginError> {
-    let refresh = access.get(&args.name).await?;
+    let mut refresh = access.get(&args.name).await?;
+    if args.follow {
+        refresh = launched(access, refresh, args).await?;
+    }
     let place = place(access, &refresh, args).await?;
     match args.follow && !has_ended(&refresh) {
         true => followed(access, &refresh, &place, args).await?,
@@ -45,11 +33,46 @@ pub async fn logs(access: &Access, args: &LogsArgs) -> Result<i32, PluginError> 
     Ok(exit::OK)
 }
 
+/// The refresh once it has a Job, whose pods could be anywhere before, or has
+/// ended without.
+async fn launched(
+    access: &Access,
+    refresh: MaterializedViewRefresh,
+    args: &LogsArgs,
+) -> Result<MaterializedViewRefresh, PluginError> {
+    let waits = |refresh: &MaterializedViewRefresh| {
+        let job = refresh.status.as_ref().and_then(|s| s.job.as_ref());
+        job.is_none() && !has_ended(refresh)
+    };
+    if !waits(&refresh) {
+        return Ok(refresh);
+    }
+    if args.job_context.is_none() {
+        // What cannot be had at all need not be waited for.
+        place(access, &refresh, args).await?;
+    }
+    let heard = hear(access, &refresh);
+    let mut heard = pin!(heard);
+    loop {
+        match heard.next().await {
+            Some(Heard::Now(now)) if waits(&now) => {}
+            Some(Heard::Now(now)) => return Ok(*now),
+            Some(Heard::Gone) | None => return Err(PluginError::Deleted(args.name.clone())),
+            Some(Heard::Broken(error)) => {
+                let error = access.error(&cause(error));
+                if matches!(error, PluginError::Forbidden(_)) {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
 /// Where the pods of a refresh are.
-struct Place {
+pub struct Place {
     access: Option<Access>,
-    pods: Api<Pod>,
-    labels: String,
+    pub pods: Api<Pod>,
+    pub labels: String,
 }
 
 /// Finds it, or says why these logs cannot be had.
@@ -93,13 +116,13 @@ async fn place(
 }
 
 impl Place {
-    fn error(&self, home: &Access, error: &kube::Error) -> PluginError {
+    pub fn error(&self, home: &Access, error: &kube::Error) -> PluginError {
         self.access.as_ref().unwrap_or(home).error(error)
     }
 }
 
 /// How the worker of a pod stands.
-fn worker(pod: &Pod) -> Option<&ContainerState> {
+pub fn worker(pod: &Pod) -> Option<&ContainerState> {
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
     let worker = statuses
         .iter()
@@ -108,14 +131,14 @@ fn worker(pod: &Pod) -> Option<&ContainerState> {
 }
 
 /// Whether its log can be read.
-fn speaks(pod: &Pod) -> bool {
+pub fn speaks(pod: &Pod) -> bool {
     worker(pod).is_some_and(|state| state.running.is_some() || state.terminated.is_some())
 }
 
 /// A line and when it was written.
-struct Line {
-    at: Timestamp,
-    text: String,
+pub struct Line {
+    pub at: Timestamp,
+    pub text: String,
 }
 
 impl Line {
@@ -135,7 +158,24 @@ impl Line {
         }
     }
 
-    fn print(&self, pod: &str, timestamps: bool) -> Result<(), PluginError> {
+    /// The next one of `log`, whatever its bytes are. Its last line is one
+    /// without an end too, if `whole` says that no more of it will come.
+    pub async fn read(
+        log: &mut (impl AsyncBufRead + Unpin),
+        whole: bool,
+    ) -> std::io::Result<Option<Self>> {
+        let mut raw = Vec::new();
+        log.read_until(b'\n', &mut raw).await?;
+        if raw.is_empty() || !(whole || raw.ends_with(b"\n")) {
+            return Ok(None);
+        }
+        let raw = String::from_utf8_lossy(&raw);
+        let line = raw.strip_suffix('\n').unwrap_or(&raw);
+        Ok(Some(Self::of(line.strip_suffix('\r').unwrap_or(line))))
+    }
+
+    /// Writes it down.
+    pub fn print(&self, pod: &str, timestamps: bool) -> Result<(), PluginError> {
         let line = match timestamps {
             true => format!("[{pod}] {} {}\n", self.at, self.text),
             false => format!("[{pod}] {}\n", self.text),
@@ -144,7 +184,8 @@ impl Line {
     }
 }
 
-fn params(args: &LogsArgs) -> LogParams {
+/// How a log is asked for.
+pub fn params(args: &LogsArgs) -> LogParams {
     LogParams {
         container: Some(names::WORKER_CONTAINER.to_string()),
         tail_lines: args.tail.map(i64::from),
@@ -164,38 +205,46 @@ async fn merged(
     let pods = place.pods.list(&selected).await;
     let pods = pods.map_err(|error| place.error(access, &error))?.items;
     let mut logs = Vec::new();
+    // What can be had is printed, whatever becomes of the rest.
+    let mut wrong = None;
     for pod in pods.iter().filter(|pod| speaks(pod)) {
         let log = match place.pods.log_stream(&pod.name_any(), &params(args)).await {
             Ok(log) => log,
             // It went in between.
             Err(kube::Error::Api(status)) if status.code == 404 => continue,
-            Err(error) => return Err(place.error(access, &error)),
+            Err(error) => match place.error(access, &error) {
+                error @ PluginError::Forbidden(_) => return Err(error),
+                error => {
+                    wrong.get_or_insert(error);
+                    continue;
+                }
+            },
         };
         let mut log = Log {
             pod: pod.name_any(),
-            lines: Box::pin(log).lines(),
+            lines: Box::pin(log),
             next: None,
         };
-        log.read().await;
+        log.read(&mut wrong, place, access).await;
         logs.push(log);
     }
-    if logs.is_empty() {
+    if logs.is_empty() && wrong.is_none() {
         return Err(none(access, refresh));
     }
     loop {
         let ready = logs.iter_mut().filter(|log| log.next.is_some());
         let Some(log) = ready.min_by_key(|log| log.next.as_ref().map(|line| line.at)) else {
-            return Ok(());
+            return wrong.map_or(Ok(()), Err);
         };
         if let Some(line) = log.next.take() {
             line.print(&log.pod, args.timestamps)?;
         }
-        log.read().await;
+        log.read(&mut wrong, place, access).await;
     }
 }
 
 /// Why there are none.
-fn none(access: &Access, refresh: &MaterializedViewRefresh) -> PluginError {
+pub fn none(access: &Access, refresh: &MaterializedViewRefresh) -> PluginError {
     let name = refresh.name_any();
     let message = refresh.status.as_ref().and_then(|s| s.message.clone());
     let message = message.unwrap_or_default();
@@ -214,131 +263,20 @@ fn none(access: &Access, refresh: &MaterializedViewRefresh) -> PluginError {
 /// The log of one pod, a line ahead.
 struct Log<R> {
     pod: String,
-    lines: Lines<R>,
+    lines: R,
     next: Option<Line>,
 }
 
 impl<R: AsyncBufRead + Unpin> Log<R> {
-    /// A log that breaks off ends there: what was read of it is right.
-    async fn read(&mut self) {
-        let line = self.lines.try_next().await.ok().flatten();
-        self.next = line.map(|raw| Line::of(&raw));
-    }
-}
-
-/// All that is written until the refresh has ended.
-async fn followed(
-    access: &Access,
-    refresh: &MaterializedViewRefresh,
-    place: &Place,
-    args: &LogsArgs,
-) -> Result<(), PluginError> {
-    let (sender, mut lines) = mpsc::channel::<(String, Line)>(1024);
-    // Dropped once no further pod is waited for: then the channel ends with its last reader.
-    let mut sender = Some(sender);
-    let mut taken = BTreeSet::new();
-    let config = watcher::Config::default().labels(&place.labels);
-    let pods = watcher(place.pods.clone(), config).default_backoff();
-    let mut pods = pin!(pods);
-    let heard = hear(access, refresh);
-    let mut heard = pin!(heard);
-    let mut late = pin!(tokio::time::sleep(Duration::MAX));
-    loop {
-        let watching = sender.is_some();
-        tokio::select! {
-            line = lines.recv() => match line {
-                Some((pod, line)) => line.print(&pod, args.timestamps)?,
-                None => return Ok(()),
-            },
-            pod = pods.next(), if watching => match pod {
-                Some(Ok(Event::InitApply(pod) | Event::Apply(pod))) => {
-                    take(&pod, place, args, &sender, &mut taken);
-                }
-                Some(Err(error)) => {
-                    let error = place.error(access, &cause(error));
-                    if matches!(error, PluginError::Forbidden(_)) {
-                        return Err(error);
-                    }
-                }
-                _ => {}
-            },
-            now = heard.next(), if watching => {
-                let over = match now {
-                    Some(Heard::Now(now)) => has_ended(&now),
-                    Some(Heard::Gone) | None => true,
-                    Some(Heard::Broken(_)) => false,
-                };
-                if over {
-                    // Pods whose beginning the watch has not told of yet.
-                    let selected = ListParams::default().labels(&place.labels);
-                    for pod in place.pods.list(&selected).await.into_iter().flatten() {
-                        take(&pod, place, args, &sender, &mut taken);
-                    }
-                    sender = None;
-                    late.as_mut().reset(tokio::time::Instant::now() + LAST_WORDS);
-                }
-            }
-            () = &mut late => return Ok(()),
-        }
-    }
-}
-
-/// Begins to read a pod's log, if it can be read and is not yet.
-fn take(
-    pod: &Pod,
-    place: &Place,
-    args: &LogsArgs,
-    sender: &Option<mpsc::Sender<(String, Line)>>,
-    taken: &mut BTreeSet<String>,
-) {
-    let Some(sender) = sender.as_ref().filter(|_| speaks(pod)) else {
-        return;
-    };
-    if !taken.insert(pod.uid().unwrap_or_default()) {
-        return;
-    }
-    let (name, pods) = (pod.name_any(), place.pods.clone());
-    let (params, sender) = (params(args), sender.clone());
-    tokio::spawn(async move {
-        // Whoever took its lines has gone.
-        let _ = read_to_the_end(&pods, &name, params, &sender).await;
-    });
-}
-
-async fn read_to_the_end(
-    pods: &Api<Pod>,
-    pod: &str,
-    mut params: LogParams,
-    sender: &mpsc::Sender<(String, Line)>,
-) -> Result<(), mpsc::error::SendError<(String, Line)>> {
-    params.follow = true;
-    let mut last = None;
-    loop {
-        if let Ok(log) = pods.log_stream(pod, &params).await {
-            let mut lines = Box::pin(log).lines();
-            while let Ok(Some(raw)) = lines.try_next().await {
-                let line = Line::of(&raw);
-                // The API server knows times by the second.
-                if last.is_some_and(|last| line.at <= last) {
-                    continue;
-                }
-                last = Some(line.at);
-                sender.send((pod.to_string(), line)).await?;
+    /// A log that breaks off ends there, and that is wrong.
+    async fn read(&mut self, wrong: &mut Option<PluginError>, place: &Place, access: &Access) {
+        match Line::read(&mut self.lines, true).await {
+            Ok(line) => self.next = line,
+            Err(error) => {
+                let error = kube::Error::Service(Box::new(error));
+                wrong.get_or_insert(place.error(access, &error));
             }
         }
-        let over = match pods.get_opt(pod).await {
-            Ok(Some(pod)) => worker(&pod).is_none_or(|state| state.running.is_none()),
-            Ok(None) => true,
-            Err(_) => false,
-        };
-        if over {
-            return Ok(());
-        }
-        if last.is_some() {
-            params.since_time = last;
-            params.tail_lines = None;
-        }
-        tokio::time::sleep(READ_ON).await;
     }
 }
 
@@ -354,5 +292,20 @@ mod tests {
         assert!(early.at < late.at);
         assert_eq!(Line::of("2026-11-22T20:21:42Z").text, "");
         assert_eq!(Line::of("unable to retrieve").text, "unable to retrieve");
+    }
+    async fn lines(mut log: &[u8], whole: bool) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some(line) = Line::read(&mut log, whole).await.unwrap() {
+            lines.push(line.text);
+        }
+        lines
+    }
+
+    #[tokio::test]
+    async fn no_bytes_end_a_log_before_its_end() {
+        let log = b"2026-11-22T20:21:42Z caf\xe9\r\n\n2026-11-22T20:21:43Z last";
+        assert_eq!(lines(log, true).await, ["caf\u{fffd}", "", "last"]);
+        // Of a line that is still being written the rest is yet to come.
+        assert_eq!(lines(log, false).await, ["caf\u{fffd}", ""]);
     }
 }

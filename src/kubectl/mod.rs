@@ -20,6 +20,7 @@ mod logs;
 mod release;
 mod show;
 mod status;
+mod tail;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;

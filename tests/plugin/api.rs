@@ -216,3 +216,14 @@ pub fn refused(code: u16, reason: &str, message: &str) -> Response {
 pub fn forbidden() -> Response {
     refused(403, "Forbidden", "you-know-who cannot do that")
 }
+
+/// Bytes, of a connection that breaks off behind them.
+pub fn broken(bytes: &'static [u8]) -> Response {
+    let bytes = [Ok(bytes), Err(std::io::Error::other("gone"))];
+    // One after the other, or the break would be all that is sent.
+    let bytes = stream::iter(bytes).then(|bytes| async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        bytes
+    });
+    Body::from_stream(bytes).into_response()
+}

@@ -3,6 +3,7 @@
 //! are numbers here.
 
 mod api;
+mod logs;
 mod output;
 mod reach;
 mod refresh;
