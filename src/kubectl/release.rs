@@ -8,15 +8,18 @@
 //! back to the queue, from where an operator that is installed again takes it
 //! up, and the finalizer goes. Where the cluster does not answer, the Job's own
 //! deadline and time to live clean it up.
+//!
+//! Refreshes are looked at once no operator acts any more, and written only as
+//! they were seen: whoever else writes one in between has it looked at again.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 
@@ -26,6 +29,7 @@ use super::error::{PluginError, in_full};
 use super::exit;
 use super::follow::has_ended;
 use super::show::line;
+use crate::controller::lease::{Candidate, Step, Timing};
 use crate::launch::kubeconfig;
 use crate::resources::{JobRef, MaterializedViewRefresh, Phase, names};
 
@@ -35,39 +39,74 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether the operator has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// How often a refresh is looked at again that others change meanwhile.
+const ATTEMPTS: u32 = 8;
+
 /// Does it.
 pub async fn release(access: &Access, args: &ReleaseArgs) -> Result<i32, PluginError> {
-    let all = access.list().await?;
-    let held = all.into_iter().filter(is_held);
-    let held: Vec<MaterializedViewRefresh> = held.collect();
+    until_nobody_acts(access, args).await?;
+    let held: Vec<_> = access.list().await?.into_iter().filter(is_held).collect();
     if held.is_empty() {
         line("no refresh is held");
         return Ok(exit::OK);
     }
-    until_nobody_acts(access, args).await?;
     let mut there = HashMap::new();
-    for refresh in &held {
+    for refresh in held {
         let name = refresh.name_any();
-        let job = refresh.status.as_ref().and_then(|s| s.job.as_ref());
-        let cluster = job.map_or(&refresh.spec.cluster, |job| &job.cluster);
-        if !there.contains_key(cluster) {
-            there.insert(cluster.clone(), connect(access, cluster).await);
+        let mut told = None;
+        let mut attempt = 1;
+        let mut seen = Some(refresh);
+        while let Some(refresh) = seen.filter(is_held) {
+            let stopped = stop_job(access, &refresh, &mut there).await;
+            let told: &String = told.get_or_insert(stopped);
+            match let_go(access, &refresh).await {
+                Ok(()) => {
+                    line(&format!("refresh {name} is let go: {told}"));
+                    break;
+                }
+                Err(kube::Error::Api(status)) if status.is_not_found() => break,
+                Err(kube::Error::Api(status)) if status.is_conflict() && attempt < ATTEMPTS => {
+                    attempt += 1;
+                    seen = look(access, &name).await?;
+                }
+                Err(error) => return Err(access.error(&error)),
+            }
         }
-        let stopped = match (job, &there[cluster]) {
-            (None, _) => Ok("it had no Job yet".to_string()),
-            (Some(job), Ok(client)) => stop(client, job).await,
-            (Some(job), Err(why)) => Err((job, why.clone())),
-        };
-        let told = stopped.unwrap_or_else(|(job, why)| {
-            format!(
-                "its Job {} in namespace {} of RefreshCluster '{cluster}' could not be stopped ({why}); its deadline and its time to live clean it up",
-                job.name, job.namespace
-            )
-        });
-        let_go(access, refresh).await?;
-        line(&format!("refresh {name} is let go: {told}"));
     }
     Ok(exit::OK)
+}
+
+/// Stops the Job of a refresh as far as its cluster answers; what is to be told of it.
+async fn stop_job(
+    access: &Access,
+    refresh: &MaterializedViewRefresh,
+    there: &mut HashMap<String, Result<Client, String>>,
+) -> String {
+    let Some(job) = refresh.status.as_ref().and_then(|s| s.job.as_ref()) else {
+        return "it had no Job yet".to_string();
+    };
+    let cluster = &job.cluster;
+    if !there.contains_key(cluster) {
+        there.insert(cluster.clone(), connect(access, cluster).await);
+    }
+    let stopped = match &there[cluster] {
+        Ok(client) => stop(client, job).await,
+        Err(why) => Err(why.clone()),
+    };
+    stopped.unwrap_or_else(|why| {
+        format!(
+            "its Job {} in namespace {} of RefreshCluster '{cluster}' could not be stopped ({why}); its deadline and its time to live clean it up",
+            job.name, job.namespace
+        )
+    })
+}
+
+/// The refresh of that name as it is now; the right to list is all that is needed.
+async fn look(access: &Access, name: &str) -> Result<Option<MaterializedViewRefresh>, PluginError> {
+    let by_name = ListParams::default().fields(&format!("metadata.name={name}"));
+    let found = access.refreshes.list(&by_name).await;
+    let found = found.map_err(|error| access.error(&error))?;
+    Ok(found.items.into_iter().next())
 }
 
 fn is_held(refresh: &MaterializedViewRefresh) -> bool {
@@ -75,33 +114,31 @@ fn is_held(refresh: &MaterializedViewRefresh) -> bool {
     held.into_iter().any(|held| held == names::REMOTE_FINALIZER)
 }
 
-/// An operator that acts would hold what is let go again.
+/// An operator that acts would hold what is let go again. Whether one does is
+/// told by the Lease as candidates for it read it: by one's own clock alone.
 async fn until_nobody_acts(access: &Access, args: &ReleaseArgs) -> Result<(), PluginError> {
     let leases: Api<Lease> = Api::namespaced(access.client.clone(), &access.namespace);
-    let patience = tokio::time::Instant::now() + args.timeout;
+    let timing = Timing { lease: LOOK_AGAIN };
+    let mut candidate = Candidate::new(uuid::Uuid::new_v4().to_string(), timing);
+    let patience = Instant::now() + args.timeout;
     loop {
         let lease = leases.get_opt(&args.lease).await;
         let lease = lease.map_err(|error| access.error(&error))?;
-        let Some(holder) = lease.as_ref().and_then(|l| holder(l, Timestamp::now())) else {
+        let Some(spec) = lease.and_then(|lease| lease.spec) else {
             return Ok(());
         };
-        if tokio::time::Instant::now() >= patience {
+        let now = Instant::now();
+        if let Step::Write(_) = candidate.decide(Some(&spec), now, Timestamp::now()) {
+            return Ok(());
+        }
+        if now >= patience {
             return Err(PluginError::Acting {
                 lease: args.lease.clone(),
-                holder,
+                holder: spec.holder_identity.unwrap_or_default(),
             });
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-}
-
-/// Who acts by this Lease, as far as its times tell.
-fn holder(lease: &Lease, now: Timestamp) -> Option<String> {
-    let spec = lease.spec.as_ref()?;
-    let holder = spec.holder_identity.clone().filter(|h| !h.is_empty())?;
-    let held = SignedDuration::from_secs(i64::from(spec.lease_duration_seconds.unwrap_or(0)));
-    let renewed = spec.renew_time.as_ref()?.0;
-    (now.duration_since(renewed) <= held).then_some(holder)
 }
 
 /// A client for the cluster of a RefreshCluster, or why there is none.
@@ -122,7 +159,7 @@ async fn connect(access: &Access, cluster: &str) -> Result<Client, String> {
 }
 
 /// Stops a Job; what is to be told, or why it could not be.
-async fn stop<'a>(client: &Client, job: &'a JobRef) -> Result<String, (&'a JobRef, String)> {
+async fn stop(client: &Client, job: &JobRef) -> Result<String, String> {
     let jobs: Api<Job> = Api::namespaced(client.clone(), &job.namespace);
     let params = DeleteParams::background().preconditions(Preconditions {
         uid: job.uid.clone(),
@@ -135,59 +172,38 @@ async fn stop<'a>(client: &Client, job: &'a JobRef) -> Result<String, (&'a JobRe
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
             Ok(format!("its Job {} is gone", job.name))
         }
-        Ok(Err(error)) => Err((job, in_full(&error))),
-        Err(_) => Err((job, "no answer".to_string())),
+        Ok(Err(error)) => Err(in_full(&error)),
+        Err(_) => Err("no answer".to_string()),
     }
 }
 
-/// Takes the finalizer away, and a refresh that has not ended back to the queue first.
-async fn let_go(access: &Access, refresh: &MaterializedViewRefresh) -> Result<(), PluginError> {
+/// Takes the finalizer away, and a refresh that has not ended back to the queue
+/// first; both only of the refresh as it was seen.
+async fn let_go(access: &Access, refresh: &MaterializedViewRefresh) -> Result<(), kube::Error> {
     let name = refresh.name_any();
     let params = PatchParams {
         field_manager: Some(names::KUBECTL_MANAGER.to_string()),
         ..PatchParams::default()
     };
+    let mut version = refresh.metadata.resource_version.clone();
     if !has_ended(refresh) {
         let message = "Its Job in another cluster was stopped when relance was taken away; it goes on once relance is installed again";
         let mut status = json!({"phase": Phase::Queued, "message": message});
         if refresh.status.as_ref().is_some_and(|s| s.job.is_some()) {
             status["job"] = json!({"uid": null});
         }
-        let patch = Patch::Merge(json!({"status": status}));
-        let patched = access.refreshes.patch_status(&name, &params, &patch).await;
-        gone_is_well(patched).map_err(|error| access.error(&error))?;
+        let patch = json!({"metadata": {"resourceVersion": version}, "status": status});
+        let patch = Patch::Merge(patch);
+        let queued = access
+            .refreshes
+            .patch_status(&name, &params, &patch)
+            .await?;
+        version = queued.metadata.resource_version;
     }
     let mut finalizers = refresh.finalizers().to_vec();
     finalizers.retain(|held| held != names::REMOTE_FINALIZER);
-    let patch = Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
-    let patched = access.refreshes.patch(&name, &params, &patch).await;
-    gone_is_well(patched).map_err(|error| access.error(&error))
-}
-
-fn gone_is_well<T>(patched: Result<T, kube::Error>) -> Result<(), kube::Error> {
-    match patched {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        other => other.map(|_| ()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lease_is_somebodys_until_it_is_given_back_or_has_run_out() {
-        let lease = |holder: &str| {
-            serde_json::from_value(json!({"spec": {
-                "holderIdentity": holder, "leaseDurationSeconds": 15,
-                "renewTime": "2026-01-01T00:00:00.000000Z",
-            }}))
-            .unwrap()
-        };
-        let at = |second: &str| format!("2026-01-01T00:00:{second}Z").parse().unwrap();
-        assert_eq!(holder(&lease("me"), at("10")).as_deref(), Some("me"));
-        assert_eq!(holder(&lease("me"), at("16")), None);
-        assert_eq!(holder(&lease(""), at("10")), None);
-        assert_eq!(holder(&Lease::default(), at("10")), None);
-    }
+    let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
+    let patch = Patch::Merge(patch);
+    access.refreshes.patch(&name, &params, &patch).await?;
+    Ok(())
 }

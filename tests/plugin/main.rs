@@ -7,3 +7,4 @@ mod logs;
 mod output;
 mod reach;
 mod refresh;
+mod release;
