@@ -10,11 +10,14 @@ use relance::kubectl::args::Plugin;
 use relance::protocol::exit;
 use relance::rest::auth::keys;
 use relance::terminal::{self, complain, plain};
-use relance::{check, kubectl, local, resources, serve, telemetry, worker};
+use relance::{check, kubectl, local, reach, resources, serve, telemetry, worker};
 
 fn main() -> ExitCode {
     // SAFETY: nothing has started a thread yet.
-    unsafe { processors::use_all() };
+    unsafe {
+        processors::use_all();
+        reach::tidy_exceptions();
+    }
     // Two providers are compiled in, so rustls must be told which one to use.
     if rustls::crypto::ring::default_provider()
         .install_default()

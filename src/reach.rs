@@ -160,6 +160,26 @@ fn proxy(
     proxy_url(&url).map(Some).ok_or(ReachError::Proxy(of))
 }
 
+/// Takes empty entries out of the exceptions, such as a comma at the end leaves:
+/// kube would refuse every kubeconfig over them, and nobody else minds them.
+///
+/// # Safety
+/// The environment is written to: no other thread may have been started yet.
+pub unsafe fn tidy_exceptions() {
+    for name in ["NO_PROXY", "no_proxy"] {
+        let Ok(list) = std::env::var(name) else {
+            continue;
+        };
+        let entries = list.split(',').map(str::trim);
+        let entries: Vec<&str> = entries.filter(|entry| !entry.is_empty()).collect();
+        let tidy = entries.join(",");
+        if tidy != list {
+            // SAFETY: the caller says that this is the only thread.
+            unsafe { std::env::set_var(name, tidy) };
+        }
+    }
+}
+
 fn proxy_url(text: &str) -> Option<Uri> {
     let url: Uri = match text.contains("://") {
         true => text.parse().ok()?,

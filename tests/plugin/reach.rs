@@ -82,7 +82,7 @@ async fn no_proxy_is_about_the_api_server() {
     let here = of(&api, &format!("http://0.0.0.0:{}", api.port));
     let mut past = api.by(&here, &["status"]);
     past.env("HTTPS_PROXY", "http://me:s3cret@127.0.0.1:1")
-        .env("NO_PROXY", "example.org,0.0.0.0");
+        .env("NO_PROXY", "example.org, 0.0.0.0,");
     let past = said(past).await;
     assert_eq!(past.code, 0, "{past:?}");
 }
