@@ -144,7 +144,7 @@ pub async fn run(db: &Db, asked: &Request, faults: Arc<Faults>) -> Result<Outcom
 }
 
 /// All workers of a refresh, worker `n` with the faults `of(n)`.
-async fn run_all(
+pub async fn run_all(
     db: &Db,
     asked: &Request,
     workers: u32,

@@ -7,9 +7,10 @@ mod world;
 use std::collections::BTreeMap;
 
 use arrow_schema::Field;
+use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lancedb::materialized_view::{
-    definition_metadata_from_sql, definition_metadata_from_sql_with_defaults,
+    DEFINITION_META_KEY, definition_metadata_from_sql, definition_metadata_from_sql_with_defaults,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -22,7 +23,7 @@ use relance::engine::view;
 use self::cases::{CASES, Case};
 use self::world::World;
 use crate::faults::{self, store::Faults};
-use crate::support::{commits_of, request, update};
+use crate::support::{commits_of, request, rows_of, update};
 
 #[tokio::test]
 async fn every_query_gives_its_rows_and_does_nothing_the_second_time() {
@@ -217,7 +218,8 @@ async fn functions_whose_result_changes_by_itself_are_refused_wherever_they_stan
         let name = format!("v{at}");
         let fields = vec![Field::new("id", arrow_schema::DataType::Int64, true)];
         world
-            .create_table(&name, fields, definition_metadata_from_sql(sql))
+            .db
+            .create_stored(&name, fields, definition_metadata_from_sql(sql))
             .await;
         let error = world.db.refresh(&name).await.unwrap_err();
         assert!(matches!(error, EngineError::Unsupported { .. }), "{error}");
@@ -245,7 +247,8 @@ async fn a_definition_that_no_longer_fits_is_told_and_leaves_the_view() {
     let wrong = vec![Field::new("id", arrow_schema::DataType::Utf8, true)];
     let sql = "SELECT DISTINCT id FROM orders";
     world
-        .create_table("w", wrong, definition_metadata_from_sql(sql))
+        .db
+        .create_stored("w", wrong, definition_metadata_from_sql(sql))
         .await;
     let error = world.db.refresh("w").await.unwrap_err();
     assert!(
@@ -255,7 +258,8 @@ async fn a_definition_that_no_longer_fits_is_told_and_leaves_the_view() {
     let gone = vec![Field::new("id", arrow_schema::DataType::Int64, true)];
     let sql = "SELECT a.id FROM orders a JOIN nowhere b ON a.id = b.id";
     world
-        .create_table("x", gone, definition_metadata_from_sql(sql))
+        .db
+        .create_stored("x", gone, definition_metadata_from_sql(sql))
         .await;
     let error = world.db.refresh("x").await.unwrap_err();
     assert!(
@@ -274,7 +278,7 @@ async fn names_written_for_a_server_that_folds_case_are_understood() {
     let sql = "SELECT O.ID, O.Amount AS Total FROM public.orders AS O \
                JOIN \"db\".\"public\".\"customers\" AS C ON C.Id = O.Customer";
     let definition = definition_metadata_from_sql_with_defaults(sql, "db", &[]);
-    world.create_table("v", fields, definition).await;
+    world.db.create_stored("v", fields, definition).await;
     world.db.refresh("v").await.unwrap();
     assert_eq!(
         world.db.rows("v").await,
@@ -282,6 +286,56 @@ async fn names_written_for_a_server_that_folds_case_are_understood() {
             .evaluated("SELECT o.id, o.amount FROM orders o JOIN customers c ON c.id = o.customer")
             .await
     );
+}
+
+#[tokio::test]
+async fn a_name_in_another_case_is_a_common_table_expression_before_it_is_a_table() {
+    let world = World::new(false).await;
+    let sql = "WITH Big AS (SELECT id FROM orders WHERE amount > 50) SELECT ID FROM big";
+    let fields = vec![Field::new("id", arrow_schema::DataType::Int64, true)];
+    let definition = definition_metadata_from_sql(sql);
+    world.db.create_stored("v", fields, definition).await;
+    world.db.refresh("v").await.unwrap();
+    let right = world.evaluated("SELECT id FROM orders WHERE amount > 50");
+    assert_eq!(world.db.rows("v").await, right.await);
+}
+
+#[tokio::test]
+async fn a_table_in_lower_case_is_not_hidden_by_one_in_another() {
+    let world = World::new(false).await;
+    for (table, ids) in [("T", 0..10), ("t", 5..20)] {
+        let rows = rows_of(ids.collect());
+        world.write(table, rows, WriteMode::Create).await;
+    }
+    let sql = "SELECT A.ID FROM \"T\" AS A JOIN t AS B ON A.ID = B.ID";
+    let fields = vec![Field::new("id", arrow_schema::DataType::Int64, true)];
+    let definition = definition_metadata_from_sql(sql);
+    world.db.create_stored("v", fields, definition).await;
+    world.db.refresh("v").await.unwrap();
+    assert_eq!(world.db.rows("v").await, ["5", "6", "7", "8", "9"]);
+}
+
+#[tokio::test]
+async fn a_plan_of_other_branches_is_not_carried_out() {
+    let world = World::new(false).await;
+    let sql = "SELECT o.id, c.name AS x FROM orders o JOIN customers c ON c.id = o.customer";
+    let redefined =
+        "SELECT id, name AS x FROM customers UNION ALL SELECT id, note AS x FROM orders";
+    world.create_view("v", sql).await;
+    let asked = request("v");
+    // A worker that is gone before it has recorded anything.
+    let faults = Faults::holding("/claims/");
+    tokio::select! {
+        ended = faults::run(&world.db, &asked, faults.clone()) => panic!("{ended:?}"),
+        () = faults.reached() => {}
+    }
+    let definition = definition_metadata_from_sql(redefined);
+    let metadata = BTreeMap::from([(DEFINITION_META_KEY, definition.as_str())]);
+    let mut view = world.db.open("v").await;
+    view.update_schema_metadata(metadata).await.unwrap();
+    world.db.refresh_as(asked).await.unwrap();
+    let right = world.evaluated(redefined).await;
+    assert_eq!(world.db.rows("v").await, right);
 }
 
 #[tokio::test]

@@ -1,26 +1,23 @@
 //! The tables that the queries read, and what happens to them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow_array::{
     ArrayRef, Float64Array, Int64Array, RecordBatch, RecordBatchIterator, StringArray,
 };
-use arrow_schema::{Field, Schema, SchemaRef};
-use datafusion::datasource::MemTable;
-use datafusion::prelude::{SessionConfig, SessionContext};
-use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance::dataset::{WriteMode, WriteParams};
-use lance_io::stream::RecordBatchStream;
-use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
+use lancedb::materialized_view::definition_metadata_from_sql;
 use rand::Rng;
 use rand::rngs::StdRng;
 use relance::engine::outcome::Outcome;
 
 use super::cases::Case;
 use crate::support::{Db, render, update};
+
+const TABLES: &[&str] = &["orders", "customers", "regions"];
 
 /// The tables that the queries read, and views over them.
 pub struct World {
@@ -97,57 +94,18 @@ impl World {
         }
     }
 
-    /// The tables in memory, as a query sees them.
-    pub async fn tables(&self) -> SessionContext {
-        let mut config = SessionConfig::new();
-        config.options_mut().sql_parser.enable_ident_normalization = false;
-        config.options_mut().sql_parser.map_string_types_to_utf8view = false;
-        let context = SessionContext::new_with_config(config);
-        for table in ["orders", "customers", "regions"] {
-            let stream = self
-                .db
-                .open(table)
-                .await
-                .scan()
-                .try_into_stream()
-                .await
-                .unwrap();
-            let schema: SchemaRef = stream.schema();
-            let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
-            let table_in_memory = MemTable::try_new(schema, vec![batches]).unwrap();
-            context
-                .register_table(table, Arc::new(table_in_memory))
-                .unwrap();
-        }
-        context
-    }
-
     pub async fn evaluated(&self, sql: &str) -> Vec<String> {
-        let rows = self.tables().await.sql(sql).await.unwrap();
+        let rows = self.db.in_memory(TABLES).await.sql(sql).await.unwrap();
         render(&rows.collect().await.unwrap())
     }
 
     /// Creates view `name`, empty, as a SQL server stores it.
     pub async fn create_view(&self, name: &str, sql: &str) {
-        let plan = self.tables().await.sql(sql).await.unwrap();
-        let plan = plan.into_optimized_plan().unwrap();
-        let fields: Vec<Field> = plan
-            .schema()
-            .fields()
-            .iter()
-            .map(|f| Field::new(f.name(), f.data_type().clone(), true))
-            .collect();
-        self.create_table(name, fields, definition_metadata_from_sql(sql))
+        let tables = self.db.in_memory(TABLES).await;
+        let definition = definition_metadata_from_sql(sql);
+        self.db
+            .create_query_view(&tables, name, sql, definition)
             .await;
-    }
-
-    pub async fn create_table(&self, name: &str, fields: Vec<Field>, definition: String) {
-        let metadata = HashMap::from([(DEFINITION_META_KEY.to_string(), definition)]);
-        let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
-        let reader = RecordBatchIterator::new(std::iter::empty(), schema);
-        Dataset::write(reader, &self.db.path(name), None)
-            .await
-            .unwrap();
     }
 
     pub async fn check(&self, name: &str, case: &Case, why: &str) -> Outcome {

@@ -187,7 +187,7 @@ fn escaped(name: &str) -> String {
     ticked(name)
 }
 
-fn compaction(random: &mut StdRng) -> CompactionOptions {
+pub fn compaction(random: &mut StdRng) -> CompactionOptions {
     CompactionOptions {
         // Not always all into one.
         target_rows_per_fragment: [20, 60, 1 << 20][random.random_range(0..3)],
@@ -196,12 +196,12 @@ fn compaction(random: &mut StdRng) -> CompactionOptions {
     }
 }
 
-async fn some_version(table: &Dataset, random: &mut StdRng) -> lance::Result<u64> {
+pub async fn some_version(table: &Dataset, random: &mut StdRng) -> lance::Result<u64> {
     let versions = table.versions().await?;
     Ok(versions[random.random_range(0..versions.len())].version)
 }
 
-async fn clean_up(table: &Dataset) -> lance::Result<()> {
+pub async fn clean_up(table: &Dataset) -> lance::Result<()> {
     table
         .cleanup_old_versions(chrono::Duration::zero(), Some(true), Some(false))
         .await?;
@@ -209,7 +209,7 @@ async fn clean_up(table: &Dataset) -> lance::Result<()> {
 }
 
 /// Deletes every row of a fragment and leaves the fragment.
-async fn empty_a_fragment(table: Dataset, random: &mut StdRng) -> lance::Result<String> {
+pub async fn empty_a_fragment(table: Dataset, random: &mut StdRng) -> lance::Result<String> {
     let all = table.fragments();
     if all.is_empty() {
         return Ok("nothing".into());

@@ -9,13 +9,14 @@
 
 mod changes;
 mod data;
+mod runs;
+mod several;
 mod views;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use arrow_schema::Schema;
-use futures::StreamExt;
 use lance::dataset::WriteMode;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -23,115 +24,23 @@ use relance::engine::error::EngineError;
 use relance::engine::outcome::{Mode, Outcome};
 use relance::engine::refresh::Request;
 
-use crate::support::{Db, Form, is_current_at, number, request};
+use crate::support::{Db, Form, is_current_at, request};
 use changes::{Source, change_view};
 use data::new_schema;
+use runs::{History, Tally};
 use views::View;
 
-const STEPS: usize = 24;
 const VIEWS: usize = 3;
-/// How many runs are spent on cutting a failure down.
-const CUTS: usize = 60;
-
-/// A history: where it starts, and the seed of each of its steps.
-#[derive(Clone, Debug)]
-struct History {
-    seed: u64,
-    steps: Vec<u64>,
-}
 
 /// What the histories did, to see that they did it.
-static TALLY: Mutex<BTreeMap<String, u64>> = Mutex::new(BTreeMap::new());
-
-fn tally(what: impl Into<String>) {
-    *TALLY.lock().unwrap().entry(what.into()).or_default() += 1;
-}
+static TALLY: Tally = Tally::new();
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_any_history_a_view_equals_its_definition() {
-    let first = number("RELANCE_SEED", 1);
-    let steps: Option<Vec<u64>> = std::env::var("RELANCE_STEPS")
-        .ok()
-        .map(|s| s.split(',').filter_map(|n| n.parse().ok()).collect());
-    let histories = match steps {
-        Some(_) => 1,
-        None => number("RELANCE_HISTORIES", 24),
-    };
-    // Whoever waits for thousands, or ends them early, has what they said so far.
-    let mut ended = 0;
-    let told = |failure: &Option<String>| {
-        ended += 1;
-        if let Some(failure) = failure {
-            println!("{failure}");
-        }
-        if ended % 100 == 0 {
-            println!("{ended} of {histories} histories");
-        }
-    };
-    let failures: Vec<String> = futures::stream::iter(first..first + histories)
-        .map(|seed| {
-            let steps = steps.clone();
-            async move {
-                let whole = History {
-                    seed,
-                    steps: steps.unwrap_or_else(|| {
-                        let mut random = StdRng::seed_from_u64(seed);
-                        (0..STEPS).map(|_| random.random()).collect()
-                    }),
-                };
-                match run(&whole).await {
-                    Ok(()) => None,
-                    Err(why) => Some(shrunk(whole, why).await),
-                }
-            }
-        })
-        .buffer_unordered(4)
-        .inspect(told)
-        .filter_map(|failure| async { failure })
-        .collect()
-        .await;
-    println!("{histories} histories from RELANCE_SEED={first}:");
-    for (what, count) in TALLY.lock().unwrap().iter() {
-        println!("{count:8} {what}");
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    runs::all(24, &TALLY, live).await;
 }
 
-/// Runs a history in a task of its own, so that a panic is a failure too.
-async fn run(history: &History) -> Result<(), String> {
-    let history = history.clone();
-    match tokio::spawn(async move { live(&history).await }).await {
-        Ok(result) => result,
-        Err(panic) => Err(format!("it panicked: {panic}")),
-    }
-}
-
-/// The fewest steps that still fail, as far as [`CUTS`] runs can tell.
-async fn shrunk(mut history: History, mut why: String) -> String {
-    let mut cuts = 0;
-    let mut size = history.steps.len() / 2;
-    while size > 0 && cuts < CUTS {
-        let mut at = 0;
-        while at < history.steps.len() && cuts < CUTS {
-            let mut fewer = history.clone();
-            fewer.steps.drain(at..(at + size).min(history.steps.len()));
-            cuts += 1;
-            match run(&fewer).await {
-                Err(still) => (history, why) = (fewer, still),
-                Ok(()) => at += size,
-            }
-        }
-        size /= 2;
-    }
-    let steps: Vec<String> = history.steps.iter().map(u64::to_string).collect();
-    format!(
-        "RELANCE_SEED={} RELANCE_STEPS={}: {why}",
-        history.seed,
-        steps.join(",")
-    )
-}
-
-async fn live(history: &History) -> Result<(), String> {
+async fn live(history: History) -> Result<(), String> {
     let mut random = StdRng::seed_from_u64(!history.seed);
     let db = Db::new(random.random_bool(0.5));
     let key = ["id", "Row Id", "key"][random.random_range(0..3)].to_string();
@@ -160,7 +69,7 @@ async fn live(history: &History) -> Result<(), String> {
         match &view.twin {
             Some(twin) => {
                 if let Err(error) = db.try_create_view(&view.name, &sql, form).await {
-                    tally(format!("lancedb creates no such view: {error}"));
+                    TALLY.note(format!("lancedb creates no such view: {error}"));
                     continue;
                 }
                 db.create_view(twin, &sql, Form::Plain).await;
@@ -186,11 +95,11 @@ async fn live(history: &History) -> Result<(), String> {
                 .map_err(|why| format!("{why}\nafter {log:#?}"))?,
             0..=8 => match source.change(&db, &mut random).await {
                 Ok(told) => told,
-                Err(error) => could_not(&error),
+                Err(error) => could_not(&TALLY, &error),
             },
             9..=11 => match change_view(&db, &view.name, &mut random).await {
                 Ok(told) => told,
-                Err(error) => could_not(&error),
+                Err(error) => could_not(&TALLY, &error),
             },
             _ => refresh(&db, view, &mut random)
                 .await
@@ -224,7 +133,7 @@ async fn trickle(
             .write(db, &schema, count, WriteMode::Append, 10)
             .await
         {
-            return Ok(could_not(&error));
+            return Ok(could_not(&TALLY, &error));
         }
         refresh(db, view, random).await?;
     }
@@ -235,10 +144,10 @@ async fn trickle(
 }
 
 /// Lance has limits of its own.
-fn could_not(error: &lance::Error) -> String {
+fn could_not(tally: &Tally, error: &lance::Error) -> String {
     let line = error.to_string();
     let line: String = line.chars().take(90).collect();
-    tally(format!("lance could not: {line}"));
+    tally.note(format!("lance could not: {line}"));
     format!("lance could not: {line}")
 }
 
@@ -264,7 +173,7 @@ async fn refresh(db: &Db, view: &View, random: &mut StdRng) -> Result<String, St
             .as_ref()
             .map_err(|e| format!("told to be right, and from scratch it is: {e}"))?;
         same(&view.name, "told to be right", &before, expected)?;
-        tally("told to be right");
+        TALLY.note("told to be right");
     }
     match shared(db, &asked, workers).await {
         Ok(outcome) => {
@@ -275,13 +184,13 @@ async fn refresh(db: &Db, view: &View, random: &mut StdRng) -> Result<String, St
             if outcome.source_version != version {
                 return Err(format!("{told}, asked for version {version}: {outcome:?}"));
             }
-            tally(format!("{:?}", outcome.mode));
+            TALLY.note(format!("{:?}", outcome.mode));
             if !is_current_at(db, &view.name, asked.src_version).await {
                 return Err(format!("{told}, and it is told to need another"));
             }
             compare_with_lancedb(db, view, version, &told).await?;
             if random.random_bool(0.2) {
-                stays(db, view, &asked).await?;
+                stays(db, &asked).await?;
             }
             Ok(format!("{} {told}", view.name))
         }
@@ -303,7 +212,7 @@ async fn refresh(db: &Db, view: &View, random: &mut StdRng) -> Result<String, St
             if !right {
                 return Err(format!("{}: refused by {error}", view.name));
             }
-            tally(error.reason());
+            TALLY.note(error.reason());
             Ok(format!("{} refused by {error}", view.name))
         }
     }
@@ -331,17 +240,20 @@ async fn shared(db: &Db, asked: &Request, workers: u32) -> Result<Outcome, Engin
 }
 
 /// What was refreshed just now needs nothing.
-async fn stays(db: &Db, view: &View, asked: &Request) -> Result<(), String> {
+async fn stays(db: &Db, asked: &Request) -> Result<(), String> {
+    let view = asked.view.join(".");
     let again = Request {
-        refresh: request(&view.name).refresh,
+        refresh: request(&view).refresh,
         full: false,
         ..asked.clone()
     };
-    match db.refresh_as(again).await {
-        Ok(outcome) if outcome.mode == Mode::NoOp => Ok(()),
+    let before = db.open(&view).await.version().version;
+    let again = db.refresh_as(again).await;
+    let now = db.open(&view).await.version().version;
+    match again {
+        Ok(outcome) if outcome.mode == Mode::NoOp && now == before => Ok(()),
         other => Err(format!(
-            "{}: refreshed twice, and the second one did {other:?}",
-            view.name
+            "{view}: refreshed twice, and the second one did {other:?}, from version {before} to {now}"
         )),
     }
 }
@@ -372,10 +284,10 @@ async fn compare_with_lancedb(
     };
     if let Err(error) = lancedb(db, twin, version).await {
         let line: String = error.to_string().chars().take(90).collect();
-        tally(format!("lancedb could not: {line}"));
+        TALLY.note(format!("lancedb could not: {line}"));
         return Ok(());
     }
-    tally("equal to lancedb's");
+    TALLY.note("equal to lancedb's");
     let (_, ours) = match view.form {
         Form::Plain => {
             return same(

@@ -1,6 +1,7 @@
 //! A small database on disk, views of both lancedb forms over it, and an
 //! evaluation of a view from scratch to compare with.
 
+mod memory;
 mod processes;
 mod shapes;
 
@@ -19,8 +20,7 @@ use lance::Dataset;
 use lance::dataset::{UpdateBuilder, WriteMode, WriteParams};
 use lance_io::stream::RecordBatchStream;
 use lancedb::materialized_view::{
-    DEFINITION_META_KEY, MaterializedViewDefinition, definition_metadata_from_sql,
-    prepare_definition,
+    MaterializedViewDefinition, definition_metadata_from_sql, prepare_definition,
 };
 use relance::engine::catalog::Catalog;
 use relance::engine::commit;
@@ -167,15 +167,8 @@ impl Db {
             .iter()
             .map(|f| Field::new(f.name(), f.data_type().clone(), true))
             .collect();
-        let metadata = HashMap::from([(
-            DEFINITION_META_KEY.to_string(),
-            definition_metadata_from_sql(sql),
-        )]);
-        let schema = Arc::new(Schema::new_with_metadata(fields, metadata));
-        let reader = RecordBatchIterator::new(std::iter::empty(), schema);
-        Dataset::write(reader, &self.path(name), None)
-            .await
-            .unwrap();
+        self.create_stored(name, fields, definition_metadata_from_sql(sql))
+            .await;
     }
 
     pub async fn refresh_as(&self, request: Request) -> Result<Outcome, EngineError> {
