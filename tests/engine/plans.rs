@@ -68,6 +68,35 @@ async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() 
 }
 
 #[tokio::test]
+async fn a_worker_that_comes_when_all_is_done_does_nothing() {
+    let mut db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    let more = db.batch(20);
+    db.write(more, WriteMode::Append, 30).await;
+    for late in ["/plan-0001.json", "/outcomes/"] {
+        let asked = request("v");
+        let worker = |index| Request {
+            workers: 2,
+            index,
+            ..asked.clone()
+        };
+        let late = Faults::holding_read(late);
+        let first = async {
+            late.reached().await;
+            let done = run(&db, &worker(0), Faults::none()).await;
+            late.go_on();
+            done
+        };
+        let second = worker(1);
+        let (first, second) = futures::join!(first, run(&db, &second, late.clone()));
+        assert_eq!(first.unwrap(), second.unwrap());
+        assert_eq!(late.written("v.lance/"), 0);
+        db.open("src").await.delete("id = 7").await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_plan_that_was_made_before_the_view_was_redefined_is_not_carried_out() {
     let redefined = "SELECT id, id * 3 AS y FROM src WHERE x > 10";
     for gone in ["id = 3", "id IN (3, 77)"] {

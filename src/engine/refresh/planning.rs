@@ -6,7 +6,7 @@ use lance::Dataset;
 use tracing::info;
 
 use super::Run;
-use crate::engine::error::Result;
+use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Fingerprint;
 use crate::engine::guess::Guess;
 use crate::engine::ledger::Ledgers;
@@ -36,19 +36,24 @@ impl Run<'_> {
         let (request, objects) = (self.request, &self.objects.clone());
         let path = paths::plan(objects.root(), &request.refresh, n);
         let folder = paths::plans(objects.root());
+        // In this order: who has done it records that, and then removes the plan.
+        let fixed = async {
+            let fixed = objects.get::<Plan>(&path).await?;
+            Ok::<_, EngineError>((fixed, outcome::recorded(objects, &request.refresh).await?))
+        };
         // All at once: a store that is far away takes long to answer each.
-        let (outcome, fixed, plans, ledgers, opened, guess) = futures::join!(
-            outcome::recorded(objects, &request.refresh),
-            objects.get::<Plan>(&path),
+        let (fixed, plans, ledgers, opened, guess) = futures::join!(
+            fixed,
             objects.folders(&folder),
             Ledgers::open(objects, request.full, self.known.clone()),
             self.open(n),
             Guess::make(self.catalog, objects, request.src_version),
         );
-        if let Some(done) = outcome? {
+        let (fixed, outcome) = fixed?;
+        if let Some(done) = outcome {
             return Ok(Planned::Done(done));
         }
-        let (fixed, plans, mut ledgers, opened) = (fixed?, plans?, ledgers?, opened?);
+        let (plans, mut ledgers, opened) = (plans?, ledgers?, opened?);
         let first = fixed.as_ref().map(|plan: &Plan| plan.view_version);
         let first = first.unwrap_or_else(|| opened.1.version().version);
         self.since = Some(self.since.map_or(first, |since| since.min(first)));
@@ -59,14 +64,26 @@ impl Run<'_> {
             return Ok(Planned::Done(done));
         }
         let (refresh, full, table) = (&request.refresh, request.full, opened.1.clone());
+        let left = async {
+            let left = staged::left(objects, plans.clone(), &table, refresh, full).await?;
+            // As the plan, what was staged for it goes once it is done.
+            let done = match fixed.is_some() {
+                true => outcome::recorded(objects, refresh).await?,
+                false => None,
+            };
+            Ok::<_, EngineError>((left, done))
+        };
         let (work, left) = futures::join!(
             Work::of(self.catalog, request, opened, fixed.as_ref(), &guess),
-            staged::left(objects, plans.clone(), &table, refresh, full)
+            left
         );
+        let (mut left, done) = left?;
+        if let Some(done) = done {
+            return Ok(Planned::Done(done));
+        }
         let Some(mut work) = work? else {
             return Ok(Planned::Outdated);
         };
-        let mut left = left?;
         if fixed.is_some() || work.is_limited() {
             self.take_over(std::mem::take(&mut left), &table).await?;
         }

@@ -27,14 +27,16 @@ pub struct Faults {
     struck: AtomicBool,
     /// The data files of tables that were begun.
     written: Mutex<Vec<String>>,
-    /// What is waited for before an object is put.
+    /// What is waited for before an object is put, or read.
     hold: Option<Hold>,
 }
 
-/// The first put of an object whose path holds `of` waits until it may go on.
+/// The first put of an object whose path holds `of`, or the first read, waits
+/// until it may go on.
 #[derive(Debug)]
 struct Hold {
     of: &'static str,
+    reads: bool,
     begun: AtomicBool,
     reached: Notify,
     go_on: Notify,
@@ -61,8 +63,18 @@ impl Faults {
     /// All works, but the first put of an object whose path holds `of` waits for
     /// [`Faults::go_on`].
     pub fn holding(of: &'static str) -> Arc<Faults> {
+        Self::hold(of, false)
+    }
+
+    /// As [`Faults::holding`], the first read.
+    pub fn holding_read(of: &'static str) -> Arc<Faults> {
+        Self::hold(of, true)
+    }
+
+    fn hold(of: &'static str, reads: bool) -> Arc<Faults> {
         let hold = Hold {
             of,
+            reads,
             begun: AtomicBool::new(false),
             reached: Notify::new(),
             go_on: Notify::new(),
@@ -70,7 +82,7 @@ impl Faults {
         Arc::new(Self::of(u64::MAX, false, Some(hold)))
     }
 
-    /// Waits until that put has come.
+    /// Waits until that has come.
     pub async fn reached(&self) {
         self.hold.as_ref().unwrap().reached.notified().await;
     }
@@ -80,8 +92,9 @@ impl Faults {
         self.hold.as_ref().unwrap().go_on.notify_one();
     }
 
-    async fn held(&self, at: &Path) {
+    async fn held(&self, at: &Path, reads: bool) {
         if let Some(hold) = &self.hold
+            && hold.reads == reads
             && at.as_ref().contains(hold.of)
             && !hold.begun.swap(true, Ordering::SeqCst)
         {
@@ -193,7 +206,7 @@ impl fmt::Display for Faulty {
 impl ObjectStore for Faulty {
     async fn put_opts(&self, at: &Path, payload: PutPayload, o: PutOptions) -> Result<PutResult> {
         self.faults.wrote(at);
-        self.faults.held(at).await;
+        self.faults.held(at, false).await;
         self.faults
             .through(self.inner.put_opts(at, payload, o))
             .await
@@ -216,6 +229,7 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        self.faults.held(at, true).await;
         self.faults.through(self.inner.get_opts(at, options)).await
     }
 
