@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 use super::sources::Sources;
-use super::{TALLY, View, among, could_not, same, settled, versions_now, versions_of};
+use super::{Right, TALLY, View, among, could_not, same, settled, versions_now, versions_of};
 use crate::faults::{run, run_all, store::Faults};
 use crate::support::{Db, commits_of, request};
 
@@ -161,7 +161,13 @@ pub async fn held(
             }
             TALLY.note("held");
         }
-        Err(error) => TALLY.note(format!("held, and then {}", error.reason())),
+        Err(error) => {
+            let seen = |rows: &Right| rows.as_ref() == Ok(&now);
+            if what > 1 && !seen(&right) && !seen(&then_right) {
+                same(&view.name, "failed when it was held", &now, &before)?;
+            }
+            TALLY.note(format!("held, and then {}", error.reason()));
+        }
     }
     view.told(db, &then_right).await?;
     let done = db.refresh(&view.name).await;

@@ -6,6 +6,9 @@
 //! After each refresh the view equals its definition, evaluated from scratch over
 //! the tables in memory; it is told to be right just then; and another refresh
 //! does nothing.
+//!
+//! `RELANCE_HISTORIES` (default 12), `RELANCE_SEED` and `RELANCE_STEPS` are those
+//! of [`super`].
 
 mod disturbed;
 mod queries;
