@@ -316,6 +316,48 @@ async fn a_table_in_lower_case_is_not_hidden_by_one_in_another() {
 }
 
 #[tokio::test]
+async fn expressions_that_lance_itself_does_not_read_are_computed_row_by_row() {
+    let mut world = World::new(false).await;
+    let expressions = [
+        "CASE WHEN amount > 50 THEN 'dear' WHEN amount > 9 THEN 'cheap' END",
+        "floor(amount / 3.0)",
+        "ceil(amount / 3.0)",
+        "substring(note FROM 2 FOR 3)",
+        "trim(note)",
+        "trim(BOTH 'n' FROM note)",
+        "position('1' IN note)",
+        "overlay(note placing 'x' FROM 2)",
+        "extract(year FROM DATE '2020-02-01' + INTERVAL '1 year')",
+        "note SIMILAR TO '.*1.*'",
+        "amount > 50 IS UNKNOWN",
+    ];
+    let mut views = Vec::new();
+    for (at, expression) in expressions.into_iter().enumerate() {
+        let (name, sql) = (
+            format!("v{at}"),
+            format!("SELECT id, {expression} AS y FROM orders WHERE customer > 2"),
+        );
+        world.create_view(&name, &sql).await;
+        world.db.refresh(&name).await.unwrap();
+        let right = world.evaluated(&sql).await;
+        assert_eq!(world.db.rows(&name).await, right, "{sql}");
+        views.push((name, sql));
+    }
+    world.append("orders", 20).await;
+    for (name, sql) in views {
+        let done = world.db.refresh(&name).await.unwrap();
+        assert_eq!(done.mode, Mode::Incremental, "{sql}");
+        let right = world.evaluated(&sql).await;
+        assert_eq!(world.db.rows(&name).await, right, "{sql}");
+    }
+    let grouped = "SELECT customer, count(*) AS n FROM orders WHERE floor(amount / 3.0) > 4 \
+                   GROUP BY customer";
+    world.create_view("g", grouped).await;
+    world.db.refresh("g").await.unwrap();
+    assert_eq!(world.db.rows("g").await, world.evaluated(grouped).await);
+}
+
+#[tokio::test]
 async fn a_plan_of_other_branches_is_not_carried_out() {
     let world = World::new(false).await;
     let sql = "SELECT o.id, c.name AS x FROM orders o JOIN customers c ON c.id = o.customer";

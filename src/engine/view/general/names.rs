@@ -105,9 +105,9 @@ impl Query {
         Ok(query)
     }
 
-    /// Whether it reads more than its own row for a row, though lancedb's
-    /// grammar, which takes expressions as they are, may have read it: by a
-    /// subquery, a window, or an aggregate without groups.
+    /// Whether it is more than expressions over a row that lance's planner reads,
+    /// though lancedb's grammar, which takes expressions as they are, may have read
+    /// it: for a subquery, a window, an aggregate without groups, or a `CASE`.
     pub fn beyond_rows(&self) -> bool {
         let mut beyond = Beyond {
             found: false,
@@ -117,6 +117,8 @@ impl Query {
             if let SqlStatement::Query(query) = &**statement
                 && let SetExpr::Select(select) = &*query.body
             {
+                // What a scan filters by is lance's to read all the same.
+                let _ = select.selection.visit(&mut beyond);
                 beyond.grouped = !matches!(&select.group_by,
                     GroupByExpr::Expressions(keys, _) if keys.is_empty());
             }
@@ -131,7 +133,7 @@ impl Query {
     }
 }
 
-/// Finds what makes a query more than expressions over a row.
+/// Finds what makes a query more than expressions over a row that lance reads.
 struct Beyond {
     found: bool,
     grouped: bool,
@@ -148,13 +150,35 @@ impl Visitor for Beyond {
                 call.over.is_some()
                     || (!self.grouped && AGGREGATES.iter().any(|known| *known == name))
             }
-            _ => false,
+            // Groups are DataFusion's to compute, which reads these.
+            expr => !self.grouped && is_unknown_to_lance(expr),
         };
         match self.found {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
     }
+}
+
+/// Whether lance's planner refuses an expression of this kind (as "not supported
+/// SQL in lance") that DataFusion's own reads.
+fn is_unknown_to_lance(expr: &Expr) -> bool {
+    matches!(
+        expr,
+        Expr::AtTimeZone { .. }
+            | Expr::Case { .. }
+            | Expr::Ceil { .. }
+            | Expr::Extract { .. }
+            | Expr::Floor { .. }
+            | Expr::Interval(_)
+            | Expr::IsNotUnknown(_)
+            | Expr::IsUnknown(_)
+            | Expr::Overlay { .. }
+            | Expr::Position { .. }
+            | Expr::SimilarTo { .. }
+            | Expr::Substring { .. }
+            | Expr::Trim { .. }
+    )
 }
 
 /// Every name of DataFusion's aggregates.
@@ -363,6 +387,12 @@ mod tests {
         ));
         assert!(beyond("SELECT COUNT(*) AS n FROM t"));
         assert!(!beyond("SELECT x, count(*) AS n FROM t GROUP BY x"));
+        assert!(!beyond(
+            "SELECT floor(x) AS f, count(*) AS n FROM t GROUP BY floor(x)"
+        ));
+        assert!(beyond(
+            "SELECT x, count(*) AS n FROM t WHERE floor(x) > 1 GROUP BY x"
+        ));
         assert!(!beyond(
             "SELECT id, upper(name) AS n FROM t WHERE x IN (1, 2) LIMIT 3"
         ));
