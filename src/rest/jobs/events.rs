@@ -46,6 +46,9 @@ const MOST: u32 = 10_000;
 /// The media type of an Arrow IPC stream.
 const ARROW_STREAM: &str = "application/vnd.apache.arrow.stream";
 
+/// The place of the end among events of the same time.
+const ENDED: u8 = 5;
+
 /// Who emits what a worker did.
 const WORKER: &str = "worker";
 
@@ -89,15 +92,26 @@ pub async fn query(
     }
     let mut events = source.events(job_id);
     events.extend(of_account(&account, &uid, source.job().as_deref()));
-    // Stable: what comes at the same time stays in the order of a life.
-    events.sort_by_key(|event| (event.at, event.rank));
-    let mut batch = events_of(events)?;
+    let mut batch = events_of(in_order(events))?;
     if let Some(filter) = filter {
         batch = select(&api, &batch, filter).await?;
     }
     let batch = batch.slice(0, batch.num_rows().min(limit as usize));
     let bytes = stream(&batch).map_err(internal)?;
     Ok(([(header::CONTENT_TYPE, ARROW_STREAM)], bytes).into_response())
+}
+
+/// `events` as they came about. What comes at the same time is in the order of a
+/// life. Kubernetes tells the second in which a refresh ended; what its workers did
+/// within that was before.
+fn in_order(mut events: Vec<Event>) -> Vec<Event> {
+    let before = events.iter().filter(|event| event.rank < ENDED);
+    let last = before.map(|event| event.at).max().unwrap_or_default();
+    for ended in events.iter_mut().filter(|event| event.rank == ENDED) {
+        ended.at = ended.at.max(last.min(ended.at.saturating_add(999)));
+    }
+    events.sort_by_key(|event| (event.at, event.rank));
+    events
 }
 
 /// What tells of a job.
@@ -198,7 +212,7 @@ fn of_refresh(refresh: &MaterializedViewRefresh) -> Vec<Event> {
     if let Some(ended) = &status.completion_time {
         let state = told::state(&status).as_str().to_lowercase();
         let at = ended.0.as_millisecond();
-        by_controller(&state, at, 5, status.message.clone());
+        by_controller(&state, at, ENDED, status.message.clone());
     }
     events
 }
@@ -213,7 +227,7 @@ fn of_record(job_id: &str, found: &Found) -> Vec<Event> {
     let done = Event {
         state: told::JobState::Done.as_str().to_lowercase(),
         at: milliseconds(found.at),
-        rank: 5,
+        rank: ENDED,
         ..Default::default()
     };
     queued.into_iter().chain([done]).collect()
@@ -299,4 +313,36 @@ fn stream(batch: &RecordBatch) -> Result<Vec<u8>, ArrowError> {
 
 fn internal(error: ArrowError) -> ApiError {
     ApiError::Internal(format!("the events cannot be written: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refresh_ends_after_what_its_workers_did_within_that_second() {
+        let event = |state: &str, at: i64, rank: u8| Event {
+            state: state.to_string(),
+            at,
+            rank,
+            ..Default::default()
+        };
+        let told = |committed: i64| {
+            let events = vec![
+                event("done", 5_000, ENDED),
+                event("queued", 3_000, 0),
+                event("committed", committed, 4),
+                event("launched", 3_000, 1),
+            ];
+            let events = in_order(events).into_iter();
+            events.map(|e| (e.state, e.at)).collect::<Vec<_>>()
+        };
+        let ends = |committed: i64| told(committed).pop().unwrap();
+        assert_eq!(told(4_100)[0].0, "queued");
+        assert_eq!(told(4_100)[1].0, "launched");
+        assert_eq!(ends(4_100), ("done".to_string(), 5_000));
+        assert_eq!(ends(5_640), ("done".to_string(), 5_640));
+        // By clocks that differ there is no telling.
+        assert_eq!(ends(9_000), ("committed".to_string(), 9_000));
+    }
 }
