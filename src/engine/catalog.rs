@@ -19,7 +19,8 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::error::{EngineError, Result};
-use super::store::{Store, first_line, redact};
+use super::store::Store;
+use super::words::{first_line, redact};
 
 /// The delimiter that joins an identifier path into one string.
 pub const DELIMITER: &str = "$";

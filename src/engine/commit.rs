@@ -22,8 +22,8 @@ use lance_table::format::Fragment;
 
 use super::error::{EngineError, Result};
 use super::plan::Judgement;
-use super::store::first_line;
 use super::view::lancedb::SOURCE_ROW_ID;
+use super::words::first_line;
 
 /// Transaction property: the UID of the refresh that committed.
 pub const REFRESH: &str = "relance.refresh";

@@ -18,9 +18,10 @@ use super::error::EngineError;
 use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Columns, Standing};
 use super::memory::Memory;
-use super::store::{first_line, is_missing};
+use super::store::is_missing;
 use super::unit::{Extent, TARGET_ROWS};
 use super::view::planned::Planned;
+use super::words::first_line;
 use super::work::Task;
 
 /// A unit that is split for idle processors is not split into parts of fewer

@@ -14,7 +14,8 @@ use tracing::{debug, info};
 
 use super::catalog::Catalog;
 use super::error::Result;
-use super::store::{first_line, storage};
+use super::store::storage;
+use super::words::first_line;
 
 /// How often indices are tried to be brought up to date.
 const ATTEMPTS: u32 = 3;

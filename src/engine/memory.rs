@@ -32,7 +32,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use lance::dataset::scanner::Scanner;
 
 use super::error::{EngineError, Result};
-use super::store::first_line;
+use super::words::first_line;
 
 /// The most that a scan reads ahead, in bytes.
 const READ_AHEAD: u64 = 64 << 20;

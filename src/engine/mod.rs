@@ -85,5 +85,6 @@ pub mod trim;
 pub mod unit;
 pub mod view;
 pub mod watermark;
+pub mod words;
 pub mod work;
 mod young;

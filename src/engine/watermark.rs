@@ -11,11 +11,11 @@ use lance::Dataset;
 use super::catalog::Catalog;
 use super::error::Result;
 use super::plan::Pinned;
-use super::store::first_line;
 use super::view::ViewInfo;
 use super::view::lancedb::{
     INCARNATION, REFRESHED_AT_MS, SOURCE_VERSION, SOURCE_VERSION_TS, VIEW_VERSION,
 };
+use super::words::first_line;
 
 const ATTEMPTS: u32 = 4;
 

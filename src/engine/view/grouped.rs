@@ -17,7 +17,7 @@ use lancedb::materialized_view::MaterializedViewDefinition;
 use super::extremes;
 use super::merge::Merge;
 use super::sql::quoted;
-use crate::engine::store::first_line;
+use crate::engine::words::first_line;
 
 /// The name that the source has in the query.
 const SOURCE: &str = "__source";

@@ -143,7 +143,7 @@ impl Planned {
             };
             let expr = Planner::new(read_schema.clone())
                 .parse_filter(filter)
-                .map_err(|e| unfit(crate::engine::store::first_line(&e.to_string())))?;
+                .map_err(|e| unfit(crate::engine::words::first_line(&e.to_string())))?;
             known(&read_schema, &expr).map_err(unfit)?;
             refuse_changing(view, std::slice::from_ref(&expr))?;
             columns.extend(roots(&read_schema, &expr));
@@ -405,7 +405,7 @@ pub(super) fn quoted(name: &str) -> String {
 
 /// An expression over `schema` as it was written, and its type.
 fn typed(schema: &SchemaRef, sql: &str) -> std::result::Result<(Expr, DataType), String> {
-    let said = |e: lance::Error| crate::engine::store::first_line(&e.to_string());
+    let said = |e: lance::Error| crate::engine::words::first_line(&e.to_string());
     let planner = Planner::new(schema.clone());
     let parsed = planner.parse_expr(sql).map_err(said)?;
     known(schema, &parsed)?;
@@ -413,7 +413,7 @@ fn typed(schema: &SchemaRef, sql: &str) -> std::result::Result<(Expr, DataType),
     let physical = planner.create_physical_expr(&optimized).map_err(said)?;
     let data_type = physical
         .data_type(schema.as_ref())
-        .map_err(|e| crate::engine::store::first_line(&e.to_string()))?;
+        .map_err(|e| crate::engine::words::first_line(&e.to_string()))?;
     Ok((parsed, data_type))
 }
 

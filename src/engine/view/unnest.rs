@@ -26,7 +26,7 @@ use lance_datafusion::planner::Planner;
 use lancedb::materialized_view::MaterializedViewDefinition;
 
 use super::sql::roots;
-use crate::engine::store::first_line;
+use crate::engine::words::first_line;
 
 type Physical = Arc<dyn PhysicalExpr>;
 

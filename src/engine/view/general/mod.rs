@@ -51,8 +51,8 @@ use super::sql::refuse_changing;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::{Fingerprint, Reads};
 use crate::engine::memory::Memory;
-use crate::engine::store::first_line;
 use crate::engine::unit::Extent;
+use crate::engine::words::first_line;
 
 /// Where names of one and two parts are looked up. No table has such a name.
 const CATALOG: &str = "\u{1}catalog";

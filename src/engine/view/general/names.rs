@@ -20,7 +20,7 @@ use datafusion_sql::sqlparser::ast::{
 };
 
 use crate::engine::catalog::DELIMITER;
-use crate::engine::store::first_line;
+use crate::engine::words::first_line;
 
 /// What the SQL server calls the namespace that has no name.
 const ROOT: &str = "public";
