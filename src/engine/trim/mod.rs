@@ -3,17 +3,18 @@
 //! A row that is deleted from the source (an update deletes it, and writes it
 //! elsewhere) changes the fingerprint of its piece, and so the claim over it is
 //! worth nothing as it is. But what it claims is almost right: its rows less
-//! those that came of the deleted ones. Which these are tells the source as it
-//! was when the claim was made: in its order, so many rows that pass the view's
-//! filter come before. A deletion file then takes them out of the view's fragment,
-//! in the same commit as all else, whatever their width and that of the rest.
+//! those that came of the deleted ones. What these were says the source as it was
+//! when the claim was made: the deleted rows are evaluated there. Rows equal to them
+//! are found in the view by one narrow column of it or, where that tells too little, by
+//! their place: in the source's order, so many rows that pass the view's filter come
+//! before. A deletion file then takes them out of the view's fragment, in the same
+//! commit as all else, whatever their width and that of the rest.
 //!
-//! Nothing rests on that order. A view is a multiset of rows, so any row equal to
-//! the one that is looked for will do: the deleted rows are evaluated, and compared
-//! with those that are found. Where one differs, where the old version of the source
-//! was cleaned up, or where so many rows are gone that tidying is due, the unit is
-//! computed as any other.
+//! A view is a multiset of rows, so any row equal to the one that is looked for will
+//! do. Where none is found, where the old version of the source was cleaned up, or
+//! where so many rows are gone that tidying is due, the unit is computed as any other.
 
+mod find;
 mod take;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
