@@ -18,6 +18,7 @@ use super::error::EngineError;
 use super::fingerprint::Fingerprint;
 use super::ledger::{Claim, Columns, Standing};
 use super::memory::Memory;
+use super::scan;
 use super::store::is_missing;
 use super::unit::{Extent, TARGET_ROWS};
 use super::view::planned::Planned;
@@ -161,10 +162,7 @@ impl Workbench {
         let mut scanner = self.table.scan();
         self.memory.bound(&mut scanner);
         scanner.with_fragments(fragments.map(|f| Fragment::clone(f)).collect());
-        let rows = match scanner.try_into_stream().await {
-            Ok(rows) => rows.into(),
-            Err(error) => return Err(self.sort(error)),
-        };
+        let rows = scan::stored(&mut scanner).await.map_err(|e| self.sort(e))?;
         let inputs = claims.iter().flat_map(|claim| claim.inputs.iter().cloned());
         match self.stage(rows, inputs.collect()).await {
             Ok(claim) => Ok(Some(claim)),

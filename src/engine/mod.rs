@@ -77,6 +77,7 @@ pub mod prefix;
 pub mod processors;
 pub mod refresh;
 pub mod request;
+mod scan;
 pub mod share;
 pub mod staged;
 pub mod store;

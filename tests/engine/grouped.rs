@@ -30,6 +30,10 @@ const MERGED: &[&str] = &[
      WHERE y > 1.5 OR x IS NULL GROUP BY x % 4, k",
     "SELECT name, approx_distinct(k) AS a FROM src GROUP BY name",
     "SELECT k FROM src GROUP BY k",
+    "SELECT coalesce(k, '?') AS k, sum(coalesce(x, 0)) AS s, coalesce(max(x), -1) AS m, \
+     count(nvl2(x, 1, id)) AS n FROM src GROUP BY coalesce(k, '?')",
+    "SELECT arrow_cast(k, 'LargeUtf8') AS k, ifnull(min(x), 7) AS m FROM src \
+     GROUP BY arrow_cast(k, 'LargeUtf8')",
 ];
 
 /// Those that depend on the order of rows, and are computed whole.
@@ -131,6 +135,26 @@ fn objects(db: &Db, view: &str) -> BTreeSet<PathBuf> {
     match std::fs::read_dir(folder(db, view)) {
         Ok(found) => found.map(|entry| entry.unwrap().path()).collect(),
         Err(_) => BTreeSet::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_group_of_everything_is_there_without_rows_too() {
+    for sql in [
+        "SELECT 'all' AS k, count(*) AS n, max(x) AS m FROM src WHERE x > 98 GROUP BY 'all'",
+        "SELECT 1 + 1 AS two, sum(x) AS s FROM src WHERE x > 98 GROUP BY 1 + 1",
+    ] {
+        let db = Db::new(true);
+        db.write(rows_of(0..0), WriteMode::Create, 100).await;
+        db.create_view("v", sql, Form::Plain).await;
+        check(&db, "v", sql, Form::Plain, "over an empty table").await;
+        append(&db, 0..3).await;
+        check(&db, "v", sql, Form::Plain, "with no row that passes").await;
+        append(&db, 3..200).await;
+        check(&db, "v", sql, Form::Plain, "with some that do").await;
+        db.open("src").await.delete("x > 98").await.unwrap();
+        check(&db, "v", sql, Form::Plain, "and without them").await;
+        assert_eq!(db.rows("v").await.len(), 1, "{sql}");
     }
 }
 

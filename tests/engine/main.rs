@@ -19,6 +19,7 @@ mod races;
 mod remote;
 mod s3;
 mod scenarios;
+mod stored;
 mod support;
 mod throttling;
 mod trims;

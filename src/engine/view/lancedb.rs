@@ -92,6 +92,11 @@ fn parsed(metadata: &HashMap<String, String>) -> Option<Described> {
             source.push(definition.source_table.clone());
             described.sources = vec![source];
             described.unsupported = refusal(&definition);
+            // What lance's planner does not read, DataFusion's may.
+            described.query = query()
+                .ok()
+                .filter(|query| query.sources() == described.sources)
+                .map(Arc::new);
             described.definition = Some(definition);
         }
         Ok(Some(StoredDefinition::Newer { format })) => {
@@ -148,8 +153,30 @@ fn refusal(definition: &MaterializedViewDefinition) -> Option<String> {
             "it expands rows by the function '{name}', which only the server that holds the \
              function can run; use UNNEST over a stored list column"
         )),
+        _ if definition
+            .group_by
+            .iter()
+            .any(|key| calls(key, "ivf_partition")) =>
+        {
+            Some(
+                "it groups by ivf_partition, which depends on an index of the source; keep the \
+             partition in a column of the source and group by that"
+                    .to_string(),
+            )
+        }
         _ => None,
     }
+}
+
+/// Whether the expression `sql` is a call of `function`, or has one in it.
+fn calls(sql: &str, function: &str) -> bool {
+    let sql = sql.to_lowercase();
+    let mut starts = sql.match_indices(function);
+    starts.any(|(at, _)| {
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        let rest = sql[at + function.len()..].trim_start();
+        !sql[..at].ends_with(is_part) && rest.starts_with('(')
+    })
 }
 
 #[cfg(test)]
@@ -233,6 +260,17 @@ mod tests {
             "SELECT c.x FROM docs, chunk(body) AS c",
         ));
         assert!(function.unsupported.unwrap().contains("chunk"));
+    }
+
+    #[test]
+    fn groups_by_an_index_are_refused_in_words() {
+        for key in ["ivf_partition(v)", "1 + IVF_PARTITION (v)"] {
+            let sql = format!("SELECT {key} AS p, count(*) AS n FROM t GROUP BY {key}");
+            let view = of(&definition_metadata_from_sql(&sql));
+            assert!(view.unsupported.unwrap().contains("index"), "{sql}");
+        }
+        let sql = "SELECT my_ivf_partition AS p, ivf_partition AS q FROM t GROUP BY 1, 2";
+        assert_eq!(of(&definition_metadata_from_sql(sql)).unsupported, None);
     }
 
     #[test]

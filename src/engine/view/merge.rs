@@ -19,6 +19,8 @@ use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -70,10 +72,11 @@ impl Merge {
     /// of its aggregates cannot be merged.
     pub(super) async fn new(sql: &str, table: &str, schema: &SchemaRef) -> Result<Option<Merge>> {
         // As it is written: no rule may turn it into another query, and no two
-        // steps into one.
+        // steps into one. Some functions, as `coalesce`, are there only to be
+        // simplified to others.
         let state = SessionStateBuilder::new_with_default_features()
             .with_config(SessionConfig::new().with_target_partitions(1))
-            .with_optimizer_rules(Vec::new())
+            .with_optimizer_rules(vec![Arc::new(SimplifyExpressions::new())])
             .with_physical_optimizer_rules(Vec::new())
             .build();
         let context = SessionContext::new_with_state(state);
@@ -102,7 +105,10 @@ impl Merge {
             known.contains(&call.fun().name()) && call.order_bys().is_empty()
         });
         let single_set = partial.group_expr().is_single();
-        if aggregates != 2 || !mergeable || !single_set {
+        // By a constant alone: one group, which DataFusion has even of no rows.
+        let keys = partial.group_expr().expr();
+        let keyed = keys.iter().any(|(key, _)| !collect_columns(key).is_empty());
+        if aggregates != 2 || !mergeable || !single_set || !keyed {
             return Ok(None);
         }
         Ok(Some(Merge {
@@ -258,6 +264,8 @@ mod tests {
              approx_distinct(x) AS e FROM t GROUP BY k",
             "SELECT k, x, sum(x) FILTER (WHERE x > 3) AS s, max(x) + count(*) AS t FROM t \
              GROUP BY k, x",
+            "SELECT coalesce(k, '?') AS c, sum(coalesce(x, 1)) AS s, nvl2(max(x), 1, 0) AS n FROM t \
+             GROUP BY coalesce(k, '?')",
         ] {
             let whole = by_parts(sql, &[0, 100]).await;
             assert!(whole.lines().count() > 4, "{whole}");

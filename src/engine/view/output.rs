@@ -1,7 +1,9 @@
 //! The columns of a view's table, and rows brought to them.
 
-use arrow_array::{RecordBatch, RecordBatchOptions, new_null_array};
-use arrow_schema::{DataType, Field, Schema, SchemaRef};
+use std::sync::Arc;
+
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StructArray, new_null_array};
+use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use datafusion::error::DataFusionError;
 use lancedb::table::computed_columns::computed_column_from_field;
 
@@ -76,11 +78,7 @@ pub(super) fn conform(
         let column = given.next().ok_or_else(|| {
             DataFusionError::Internal(format!("the query gave no column '{}'", field.name()))
         })?;
-        columns.push(if column.data_type() == field.data_type() {
-            column.clone()
-        } else {
-            arrow_cast::cast(column, field.data_type())?
-        });
+        columns.push(brought(column, field.data_type())?);
     }
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     Ok(RecordBatch::try_new_with_options(
@@ -88,4 +86,31 @@ pub(super) fn conform(
         columns,
         &options,
     )?)
+}
+
+/// `column` as the view's table stores it.
+pub(super) fn brought(
+    column: &ArrayRef,
+    stored: &DataType,
+) -> datafusion::common::Result<ArrayRef> {
+    match (stored, column.data_type()) {
+        (stored, given) if stored == given => Ok(column.clone()),
+        // A blob, which is read as its bytes, and written with where it is to be found.
+        (DataType::Struct(fields), DataType::LargeBinary) if is_blob(fields) => {
+            let place = new_null_array(&DataType::Utf8, column.len());
+            let nulls = column.nulls().cloned();
+            let columns = vec![column.clone(), place];
+            Ok(Arc::new(StructArray::try_new(
+                fields.clone(),
+                columns,
+                nulls,
+            )?))
+        }
+        _ => Ok(arrow_cast::cast(column, stored)?),
+    }
+}
+
+fn is_blob(fields: &Fields) -> bool {
+    let found = fields.iter().map(|f| (f.name().as_str(), f.data_type()));
+    found.eq([("data", &DataType::LargeBinary), ("uri", &DataType::Utf8)])
 }

@@ -1,5 +1,6 @@
 //! A view planned over its sources, whatever its dialect.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow_schema::SchemaRef;
@@ -31,12 +32,20 @@ impl Planned {
         sources: &[Arc<Dataset>],
         memory: &Memory,
     ) -> Result<Planned> {
+        let general = async || {
+            let general = General::new(view, table, sources, memory).await;
+            general.map(Planned::General)
+        };
         match (&view.kind, sources) {
-            (ViewKind::GeneralSql, sources) => General::new(view, table, sources, memory)
-                .await
-                .map(Planned::General),
-            (_, [source]) => sql::Planned::new(view, table, source, memory)
-                .map(|planned| Planned::Sql(Box::new(planned))),
+            (ViewKind::GeneralSql, _) => general().await,
+            (_, [source]) => match by_lance(view, table, source, memory) {
+                // What lance's planner does not read, DataFusion's may.
+                Err(unread @ EngineError::DefinitionMismatch { .. }) if view.query.is_some() => {
+                    // The first says what is wrong of the query as lancedb takes it.
+                    general().await.map_err(|_| unread)
+                }
+                planned => planned.map(|planned| Planned::Sql(Box::new(planned))),
+            },
             _ => Err(EngineError::Internal(
                 "a view of one source was expected".to_string(),
             )),
@@ -66,4 +75,23 @@ impl Planned {
             Planned::General(general) => general.computed_names().collect(),
         }
     }
+}
+
+/// [`sql::Planned::new`]. Lance's planner panics at some literals that it does not read,
+/// such as `N'text'`.
+fn by_lance(
+    view: &ViewInfo,
+    table: &Dataset,
+    source: &Dataset,
+    memory: &Memory,
+) -> Result<sql::Planned> {
+    let planned = || sql::Planned::new(view, table, source, memory);
+    catch_unwind(AssertUnwindSafe(planned)).unwrap_or_else(|_| {
+        Err(EngineError::DefinitionMismatch {
+            view: view.name(),
+            why: "its query holds a literal or a call that cannot be planned; recreate the view \
+                  without it"
+                .to_string(),
+        })
+    })
 }

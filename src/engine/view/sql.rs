@@ -28,6 +28,7 @@ use super::{ViewInfo, grouped, output};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Reads;
 use crate::engine::memory::Memory;
+use crate::engine::scan;
 use crate::engine::unit::Extent;
 
 /// How a view's rows depend on its source's rows.
@@ -133,6 +134,7 @@ impl Planned {
             }
             (types, columns)
         };
+        let columns_given = columns.len();
         if let Some(filter) = &definition.filter {
             let unfit = |why: String| {
                 mismatch(format!(
@@ -147,6 +149,11 @@ impl Planned {
             known(&read_schema, &expr).map_err(unfit)?;
             refuse_changing(view, std::slice::from_ref(&expr))?;
             columns.extend(roots(&read_schema, &expr));
+        }
+        if columns_given == 0 && !provenance && !definition.is_grouped() && unnest.is_none() {
+            return Err(mismatch(
+                "none of its columns comes of the source; add one that does".to_string(),
+            ));
         }
         let unnest = match unnest {
             None => None,
@@ -269,7 +276,7 @@ impl Planned {
         }
         if let Some(unnest) = &self.unnest {
             scanner.project(unnest.inputs())?;
-            let rows: SendableRecordBatchStream = scanner.try_into_stream().await?.into();
+            let rows = scan::stored(&mut scanner).await?;
             let unnest = unnest.clone();
             let expanded = rows
                 .map(move |batch| unnest.clone().apply(batch?).map(futures::stream::iter))
@@ -288,7 +295,7 @@ impl Planned {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             scanner.limit(Some(limit), None)?;
         }
-        let rows: SendableRecordBatchStream = scanner.try_into_stream().await?.into();
+        let rows = scan::stored(&mut scanner).await?;
         Ok(self.conform(rows))
     }
 
@@ -300,7 +307,7 @@ impl Planned {
             scanner.with_row_id();
         }
         scanner.project(&columns)?;
-        Ok(scanner.try_into_stream().await?.into())
+        scan::stored(&mut scanner).await
     }
 
     /// How the view's groups are merged from parts; `None` if it has none, or
@@ -369,11 +376,7 @@ fn conform(
         let column = batch.column_by_name(name).ok_or_else(|| {
             DataFusionError::Internal(format!("the scan gave no column '{name}'"))
         })?;
-        columns.push(if column.data_type() == field.data_type() {
-            column.clone()
-        } else {
-            arrow_cast::cast(column, field.data_type())?
-        });
+        columns.push(output::brought(column, field.data_type())?);
     }
     let options = arrow_array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     Ok(RecordBatch::try_new_with_options(

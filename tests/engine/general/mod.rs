@@ -330,6 +330,17 @@ async fn expressions_that_lance_itself_does_not_read_are_computed_row_by_row() {
         "extract(year FROM DATE '2020-02-01' + INTERVAL '1 year')",
         "note SIMILAR TO '.*1.*'",
         "amount > 50 IS UNKNOWN",
+        "id & 6",
+        "id | 1",
+        "note ~ '1'",
+        "note !~* 'N'",
+        "CAST(id AS VARCHAR)",
+        "id::text",
+        "CAST(id AS REAL)",
+        "CAST(id AS NUMERIC(12, 2))",
+        "CAST('2020-01-02' AS TIMESTAMP)",
+        "+id",
+        "[id, customer]",
     ];
     let mut views = Vec::new();
     for (at, expression) in expressions.into_iter().enumerate() {
@@ -350,11 +361,40 @@ async fn expressions_that_lance_itself_does_not_read_are_computed_row_by_row() {
         let right = world.evaluated(&sql).await;
         assert_eq!(world.db.rows(&name).await, right, "{sql}");
     }
+    let constant = "SELECT 'x' AS tag FROM orders WHERE id > 3";
+    world.create_view("c", constant).await;
+    world.db.refresh("c").await.unwrap();
+    assert_eq!(world.db.rows("c").await, world.evaluated(constant).await);
     let grouped = "SELECT customer, count(*) AS n FROM orders WHERE floor(amount / 3.0) > 4 \
                    GROUP BY customer";
     world.create_view("g", grouped).await;
     world.db.refresh("g").await.unwrap();
     assert_eq!(world.db.rows("g").await, world.evaluated(grouped).await);
+}
+
+#[tokio::test]
+async fn what_no_planner_reads_is_refused_in_words() {
+    let world = World::new(false).await;
+    let fields = || vec![Field::new("id", arrow_schema::DataType::Int64, true)];
+    for (at, sql) in [
+        "SELECT id FROM orders WHERE note = N'abc'",
+        "SELECT id FROM orders WHERE note = B'01'",
+        "SELECT id FROM orders WHERE is_valid()",
+        "SELECT id FROM orders WHERE unheard_of(note)",
+        "SELECT id + nothing AS id FROM orders",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("v{at}");
+        let definition = definition_metadata_from_sql(sql);
+        world.db.create_stored(&name, fields(), definition).await;
+        let error = world.db.refresh(&name).await.unwrap_err();
+        assert!(
+            matches!(error, EngineError::DefinitionMismatch { .. }),
+            "{sql}: {error}"
+        );
+    }
 }
 
 #[tokio::test]

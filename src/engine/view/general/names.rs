@@ -150,35 +150,13 @@ impl Visitor for Beyond {
                 call.over.is_some()
                     || (!self.grouped && AGGREGATES.iter().any(|known| *known == name))
             }
-            // Groups are DataFusion's to compute, which reads these.
-            expr => !self.grouped && is_unknown_to_lance(expr),
+            _ => false,
         };
         match self.found {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
     }
-}
-
-/// Whether lance's planner refuses an expression of this kind (as "not supported
-/// SQL in lance") that DataFusion's own reads.
-fn is_unknown_to_lance(expr: &Expr) -> bool {
-    matches!(
-        expr,
-        Expr::AtTimeZone { .. }
-            | Expr::Case { .. }
-            | Expr::Ceil { .. }
-            | Expr::Extract { .. }
-            | Expr::Floor { .. }
-            | Expr::Interval(_)
-            | Expr::IsNotUnknown(_)
-            | Expr::IsUnknown(_)
-            | Expr::Overlay { .. }
-            | Expr::Position { .. }
-            | Expr::SimilarTo { .. }
-            | Expr::Substring { .. }
-            | Expr::Trim { .. }
-    )
 }
 
 /// Every name of DataFusion's aggregates.

@@ -1,0 +1,155 @@
+//! Columns that tables hold otherwise than scans show them: JSON and blobs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, Int64Array, LargeBinaryArray, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema};
+use futures::TryStreamExt;
+use lance::Dataset;
+use lance::dataset::WriteMode;
+use lancedb::materialized_view::definition_metadata_from_sql;
+use relance::engine::outcome::Mode;
+
+use crate::support::{Db, render};
+
+/// JSON texts, among them scalars whose bytes could be taken for others.
+const DOCS: [Option<&str>; 8] = [
+    Some(r#"{"a":1,"b":[1,2]}"#),
+    Some(r#""SKU0001""#),
+    Some("123456789"),
+    Some(r#""foo bar""#),
+    Some(r#""abcDEF12""#),
+    Some("[1,2,3]"),
+    Some("null"),
+    None,
+];
+
+fn field(name: &str, data_type: DataType, key: &str, value: &str) -> Field {
+    let metadata = HashMap::from([(key.to_string(), value.to_string())]);
+    Field::new(name, data_type, true).with_metadata(metadata)
+}
+
+fn batch(column: Field, from: i64, values: ArrayRef) -> RecordBatch {
+    let ids = Int64Array::from_iter_values(from..from + values.len() as i64);
+    let fields = vec![Field::new("id", DataType::Int64, true), column];
+    let schema = Arc::new(Schema::new(fields));
+    RecordBatch::try_new(schema, vec![Arc::new(ids), values]).unwrap()
+}
+
+fn docs(from: i64) -> RecordBatch {
+    let json = field("doc", DataType::Utf8, "ARROW:extension:name", "arrow.json");
+    batch(json, from, Arc::new(StringArray::from_iter(DOCS)))
+}
+
+/// What a query of lance's gives over a table.
+async fn scanned(table: &Dataset, columns: &[(&str, &str)]) -> Vec<String> {
+    let mut scan = table.scan();
+    scan.project_with_transform(columns).unwrap();
+    let rows = scan.try_into_stream().await.unwrap();
+    render(&rows.try_collect::<Vec<_>>().await.unwrap())
+}
+
+async fn assert_same_docs(db: &Db, view: &str) {
+    let (source, view) = (db.open("src").await, db.open(view).await);
+    for columns in [
+        vec![("id", "id"), ("doc", "doc")],
+        vec![("id", "id"), ("a", "json_extract(doc, '$.a')")],
+    ] {
+        let right = scanned(&source, &columns).await;
+        assert_eq!(scanned(&view, &columns).await, right, "{columns:?}");
+    }
+}
+
+#[tokio::test]
+async fn json_is_the_same_json_in_the_view() {
+    let db = Db::new(true);
+    db.write(docs(0), WriteMode::Create, 100).await;
+    let stored = db.open("src").await;
+    let fields = Schema::from(stored.schema()).fields;
+    let fields: Vec<Field> = fields.iter().map(|f| f.as_ref().clone()).collect();
+    for (view, sql) in [
+        ("v", "SELECT id, doc FROM src"),
+        ("general", "SELECT DISTINCT id, doc FROM src"),
+    ] {
+        let definition = definition_metadata_from_sql(sql);
+        db.create_stored(view, fields.clone(), definition).await;
+        db.refresh(view).await.unwrap();
+        assert_same_docs(&db, view).await;
+    }
+    // So many that small fragments are put together.
+    for round in 1..=9 {
+        db.write(docs(round * 100), WriteMode::Append, 100).await;
+        db.refresh("v").await.unwrap();
+    }
+    assert!(db.open("v").await.fragments().len() < 9);
+    db.open("src").await.delete("id = 101").await.unwrap();
+    let done = db.refresh("v").await.unwrap();
+    assert_eq!(done.mode, Mode::Incremental);
+    assert_same_docs(&db, "v").await;
+}
+
+#[tokio::test]
+async fn groups_by_what_is_in_json_are_right() {
+    let db = Db::new(true);
+    db.write(docs(0), WriteMode::Create, 100).await;
+    let sql = "SELECT id % 2 AS odd, count(doc) AS n FROM src GROUP BY id % 2";
+    db.create_view("v", sql, crate::support::Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    assert_eq!(db.rows("v").await, ["0 | 4", "1 | 3"]);
+    db.write(docs(8), WriteMode::Append, 100).await;
+    db.refresh("v").await.unwrap();
+    assert_eq!(db.rows("v").await, ["0 | 8", "1 | 6"]);
+}
+
+fn blobs(from: i64) -> RecordBatch {
+    let blob = field("blob", DataType::LargeBinary, "lance-encoding:blob", "true");
+    let values = (0..4).map(|at| (at != 2).then(|| vec![b'a' + at as u8; 50_000 * at]));
+    batch(blob, from, Arc::new(LargeBinaryArray::from_iter(values)))
+}
+
+/// The bytes of each row's blob.
+async fn bytes(table: Dataset) -> Vec<(i64, Option<Vec<u8>>)> {
+    let mut scan = table.scan();
+    scan.project(&["id"]).unwrap().with_row_id();
+    let rows = scan.try_into_batch().await.unwrap();
+    let ids = rows["id"].as_any().downcast_ref::<Int64Array>().unwrap();
+    let table = Arc::new(table);
+    let mut found = Vec::new();
+    for (id, row) in ids
+        .values()
+        .iter()
+        .zip(rows["_rowid"].to_data().buffers()[0].typed_data())
+    {
+        let blobs = table.take_blobs(&[*row], "blob").await.unwrap();
+        for blob in blobs {
+            let bytes = match blob {
+                Some(blob) => Some(blob.read().await.unwrap().to_vec()),
+                None => None,
+            };
+            found.push((*id, bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn blobs_are_carried_through() {
+    let db = Db::new(true);
+    db.write(blobs(0), WriteMode::Create, 100).await;
+    let stored = db.open("src").await;
+    let fields = Schema::from(stored.schema()).fields;
+    let fields: Vec<Field> = fields.iter().map(|f| f.as_ref().clone()).collect();
+    let definition = definition_metadata_from_sql("SELECT id, blob FROM src WHERE id <> 1");
+    db.create_stored("v", fields, definition).await;
+    db.refresh("v").await.unwrap();
+    for round in 1..=9 {
+        db.write(blobs(round * 10), WriteMode::Append, 100).await;
+        db.refresh("v").await.unwrap();
+    }
+    let mut right = bytes(db.open("src").await).await;
+    assert!(right.len() >= 30);
+    right.retain(|(id, _)| *id != 1);
+    assert_eq!(bytes(db.open("v").await).await, right);
+}
