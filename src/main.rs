@@ -6,11 +6,15 @@ use clap::{CommandFactory, Parser};
 use relance::cli::{Cli, Command, LogFormat};
 use relance::engine::error::EngineError;
 use relance::engine::processors;
+use relance::engine::view::deep::STACK;
 use relance::kubectl::args::Plugin;
 use relance::protocol::exit;
 use relance::rest::auth::keys;
 use relance::terminal::{self, complain, plain};
 use relance::{check, kubectl, local, reach, resources, serve, telemetry, worker};
+
+/// What Rust's own programs end with that panic.
+const PANICKED: u8 = 101;
 
 fn main() -> ExitCode {
     // SAFETY: nothing has started a thread yet.
@@ -25,6 +29,21 @@ fn main() -> ExitCode {
     {
         return fail("a TLS provider is already installed", exit::INTERNAL);
     }
+    // The first thread's stack is the system's to size, and what this one does is not
+    // only to wait.
+    let work = std::thread::Builder::new().stack_size(STACK).spawn(begin);
+    match work.map(std::thread::JoinHandle::join) {
+        Ok(Ok(code)) => code,
+        // It has said why it panicked.
+        Ok(Err(_)) => ExitCode::from(PANICKED),
+        Err(error) => fail(
+            &format!("a thread cannot be started: {error}"),
+            exit::INTERNAL,
+        ),
+    }
+}
+
+fn begin() -> ExitCode {
     match called().as_str() {
         kubectl::PLUGIN => {
             let args = Plugin::parse();
@@ -155,7 +174,7 @@ fn by<T>(
     mut runtime: tokio::runtime::Builder,
     work: impl Future<Output = T>,
 ) -> Result<T, ExitCode> {
-    match runtime.enable_all().build() {
+    match runtime.enable_all().thread_stack_size(STACK).build() {
         Ok(runtime) => Ok(runtime.block_on(work)),
         Err(error) => Err(fail(
             &format!("threads cannot be started: {error}"),

@@ -18,6 +18,8 @@ use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
+use crate::engine::view::deep::STACK;
+
 /// How many looks there may be at a time: more than processors, since a file
 /// system may be at the other end of a network.
 const THREADS: usize = 16;
@@ -29,6 +31,7 @@ static THERE_AND_THEN: LazyLock<Threads> = LazyLock::new(Threads::default);
 static BESIDE: LazyLock<std::io::Result<Runtime>> = LazyLock::new(|| {
     Builder::new_multi_thread()
         .thread_name("beside")
+        .thread_stack_size(STACK)
         .enable_all()
         .build()
 });
@@ -90,7 +93,9 @@ impl Threads {
             drop(state);
             idle.unpark();
         } else if state.started < THREADS {
-            let named = thread::Builder::new().name(format!("look-{}", state.started));
+            let named = thread::Builder::new()
+                .name(format!("look-{}", state.started))
+                .stack_size(STACK);
             if named.spawn(|| self.work()).is_ok() {
                 state.started += 1;
             } else if state.started == 0 {

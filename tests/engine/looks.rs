@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arrow_array::RecordBatchIterator;
+use arrow_schema::{DataType, Field};
 use lance::Dataset;
 use lance::dataset::{WriteMode, WriteParams};
 use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
@@ -12,6 +13,7 @@ use relance::catalog::{SharedCatalog, Source};
 use relance::engine::catalog::Catalog;
 use relance::engine::error::EngineError;
 use relance::engine::freshness::{self, Freshness};
+use relance::engine::view::deep::STACK;
 use relance::engine::view::{self, KnownViews};
 use relance::telemetry::Metrics;
 
@@ -191,4 +193,76 @@ async fn what_a_view_is_is_read_again_when_its_versions_change() {
     std::fs::rename(db.path("v"), &aside).unwrap();
     let error = sql().await.unwrap_err();
     assert!(matches!(error, EngineError::ViewNotFound { .. }), "{error}");
+}
+
+/// As [`tokio::test`], on a stack as every thread of the program has it.
+fn on_a_stack_of_ours<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let thread = std::thread::Builder::new().stack_size(STACK);
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(test());
+    };
+    thread.spawn(run).unwrap().join().unwrap();
+}
+
+#[test]
+fn a_view_as_deep_as_may_be_is_refreshed_and_a_deeper_one_refused() {
+    on_a_stack_of_ours(|| async {
+        let db = Db::new(true);
+        db.write(rows_of((0..300).collect()), WriteMode::Create, 100)
+            .await;
+        let chain = |term: &dyn Fn(usize) -> String, by: &str, count: usize| {
+            (0..count).map(term).collect::<Vec<_>>().join(by)
+        };
+        let or = |count| chain(&|at| format!("id = {at}"), " OR ", count);
+        let sum = |count| chain(&|_| "id".to_string(), " + ", count);
+        let union = |count| {
+            chain(
+                &|at| format!("SELECT {at} + id AS id FROM src"),
+                " UNION ALL ",
+                count,
+            )
+        };
+        let fields = || vec![Field::new("id", DataType::Int64, true)];
+        for (name, sql, rows) in [
+            (
+                "or",
+                format!("SELECT id FROM src WHERE {}", or(250)),
+                Some(250),
+            ),
+            (
+                "sum",
+                format!("SELECT {} AS id FROM src", sum(500)),
+                Some(300),
+            ),
+            (
+                "distinct",
+                format!("SELECT DISTINCT id FROM src WHERE {}", or(250)),
+                Some(250),
+            ),
+            ("union", union(60), Some(18_000)),
+            (
+                "deep-or",
+                format!("SELECT id FROM src WHERE {}", or(100_000)),
+                None,
+            ),
+            (
+                "deep-sum",
+                format!("SELECT {} AS id FROM src", sum(502)),
+                None,
+            ),
+            ("deep-union", union(502), None),
+        ] {
+            let definition = definition_metadata_from_sql(&sql);
+            db.create_stored(name, fields(), definition).await;
+            match (db.refresh(name).await, rows) {
+                (Ok(done), Some(rows)) => assert_eq!(done.rows_written, rows, "{name}"),
+                (Err(EngineError::Unsupported { why, .. }), None) => {
+                    assert!(why.contains("operators deep"), "{name}: {why}");
+                }
+                (other, _) => panic!("{name}: {other:?}"),
+            }
+        }
+    });
 }

@@ -13,9 +13,10 @@ use lancedb::materialized_view::{
     read_definition, read_definition_sql_with_defaults,
 };
 use moka::sync::Cache;
+use serde_json::Value;
 
 use super::general::names::{Query, resolve_namespace};
-use super::{Described, ViewKind};
+use super::{Described, ViewKind, deep};
 
 /// The column in which views of 0.38 to 0.40 keep the source's row ids.
 pub const SOURCE_ROW_ID: &str = "__source_row_id";
@@ -73,6 +74,12 @@ fn parsed(metadata: &HashMap<String, String>) -> Option<Described> {
         query: None,
         raw,
     };
+    // Before anything parses them.
+    let texts = serde_json::from_str(&described.raw);
+    if let Err(why) = texts.map_or(Ok(()), |value| shallow(&value)) {
+        described.general(Err(why));
+        return Some(described);
+    }
     let stored = stored.as_ref();
     let database = stored.and_then(|s| s.default_database.as_deref());
     let namespace = stored
@@ -116,6 +123,16 @@ fn parsed(metadata: &HashMap<String, String>) -> Option<Described> {
         }
     }
     Some(described)
+}
+
+/// Checks every text in a definition: a query, or the expressions of one.
+fn shallow(value: &Value) -> std::result::Result<(), String> {
+    match value {
+        Value::String(text) => deep::check(text),
+        Value::Array(values) => values.iter().try_for_each(shallow),
+        Value::Object(values) => values.values().try_for_each(shallow),
+        _ => Ok(()),
+    }
 }
 
 impl Described {
@@ -260,6 +277,19 @@ mod tests {
             "SELECT c.x FROM docs, chunk(body) AS c",
         ));
         assert!(function.unsupported.unwrap().contains("chunk"));
+    }
+
+    #[test]
+    fn what_is_too_deep_is_not_parsed() {
+        let deep = vec!["id = 1"; 100_000].join(" OR ");
+        let query = definition_metadata_from_sql(&format!("SELECT id FROM t WHERE {deep}"));
+        let older = format!(
+            r#"{{"kind":"select","source_table":"t","projections":[{{"output":"id","expression":"id"}}],"filter":"{deep}"}}"#
+        );
+        for raw in [query, older] {
+            let why = of(&raw).unsupported.unwrap();
+            assert!(why.contains("operators deep"), "{why}");
+        }
     }
 
     #[test]

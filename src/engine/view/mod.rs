@@ -4,8 +4,10 @@
 //! forms), [`geneva`] recognises Geneva's. [`planned`] is a view over its
 //! sources: [`sql`] plans and evaluates those in lancedb's own grammar, with
 //! [`unnest`], [`grouped`] and [`merge`] (with its [`extremes`]) for the shapes
-//! that a plain Lance scan cannot express, and [`general`] those in any SQL.
+//! that a plain Lance scan cannot express, and [`general`] those in any SQL. What is too
+//! [`deep`] for either is refused.
 
+pub mod deep;
 pub mod extremes;
 pub mod general;
 pub mod geneva;

@@ -17,6 +17,7 @@ use datafusion::prelude::SessionConfig;
 use datafusion_sql::sqlparser::ast::{BinaryOperator, Expr, UnaryOperator, Value};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::engine::view::deep::STACK;
 use crate::rest::error::ApiError;
 
 /// Longest filter, in bytes.
@@ -24,11 +25,6 @@ const LONGEST: usize = 4_096;
 
 /// Deepest nesting of an expression.
 const DEEPEST: usize = 32;
-
-/// Stack of the thread that parses and evaluates: both go down an expression by
-/// recursion, with frames of tens of kilobytes in a debug build. It is only
-/// reserved, and used as far as the expression is deep.
-const STACK: usize = 64 * 1024 * 1024;
 
 /// Which rows of `batch` the filter selects, once it is its turn. What is
 /// neither true nor false is not selected.
