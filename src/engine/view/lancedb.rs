@@ -74,6 +74,15 @@ fn parsed(metadata: &HashMap<String, String>) -> Option<Described> {
         query: None,
         raw,
     };
+    let by_index = |sql: &str| calls(sql, "ivf_partition");
+    if described.sql.as_deref().is_some_and(by_index) {
+        described.general(Err(
+            "it calls ivf_partition, which depends on an index of the source; keep the partition \
+             in a column of the source instead"
+                .to_string(),
+        ));
+        return Some(described);
+    }
     // Before anything parses them.
     let texts = serde_json::from_str(&described.raw);
     if let Err(why) = texts.map_or(Ok(()), |value| shallow(&value)) {
@@ -170,22 +179,11 @@ fn refusal(definition: &MaterializedViewDefinition) -> Option<String> {
             "it expands rows by the function '{name}', which only the server that holds the \
              function can run; use UNNEST over a stored list column"
         )),
-        _ if definition
-            .group_by
-            .iter()
-            .any(|key| calls(key, "ivf_partition")) =>
-        {
-            Some(
-                "it groups by ivf_partition, which depends on an index of the source; keep the \
-             partition in a column of the source and group by that"
-                    .to_string(),
-            )
-        }
         _ => None,
     }
 }
 
-/// Whether the expression `sql` is a call of `function`, or has one in it.
+/// Whether `sql` has a call of `function` in it.
 fn calls(sql: &str, function: &str) -> bool {
     let sql = sql.to_lowercase();
     let mut starts = sql.match_indices(function);
