@@ -274,6 +274,18 @@ impl Standing {
         ids.collect()
     }
 
+    /// Takes out what has one of the files at `paths`, relative to the view's
+    /// folder: they are gone, for all that the manifest says.
+    fn lose(&mut self, paths: &HashSet<String>) {
+        let is_there = |held: &Held| {
+            let less = held.less.as_ref();
+            !paths.contains(&data_path(&held.file)) && less.is_none_or(|less| !paths.contains(less))
+        };
+        if !paths.is_empty() {
+            self.whole.retain(|held, _| is_there(held));
+        }
+    }
+
     /// The ids of all fragments.
     pub fn fragments(&self) -> &HashSet<u64> {
         &self.fragments
@@ -390,9 +402,12 @@ impl Ledgers {
     /// read). Their claims are returned as they are: the caller judges which of
     /// them stand.
     ///
-    /// Only those whose files are gone are left out: see [`Young`].
-    pub async fn of(&mut self, standing: &Standing) -> Result<&[Arc<Ledger>]> {
+    /// What has files that are gone is no longer `standing` then: see [`Young`].
+    /// Claims that the view's manifest does not refer to any more stay even so: a
+    /// compaction may have taken their rows elsewhere, and a clean-up their files.
+    pub async fn of(&mut self, standing: &mut Standing) -> Result<&[Arc<Ledger>]> {
         loop {
+            standing.lose(&self.gone);
             let accounted = self.read.iter().flat_map(|l| l.claims.iter());
             if standing.unaccounted(accounted).is_empty() || !self.next().await? {
                 return Ok(&self.read);
@@ -413,7 +428,7 @@ impl Ledgers {
                 Some(known) => Some(known.clone()),
                 None => self.objects.get(&listed.path).await?.map(Arc::new),
             };
-            let Some(mut ledger) = known else {
+            let Some(ledger) = known else {
                 continue;
             };
             self.known.insert(listed.path, ledger.clone());
@@ -434,10 +449,6 @@ impl Ledgers {
                 {
                     self.settled = Some(listed.name);
                 }
-            }
-            if !self.gone.is_empty() {
-                let claims = &mut Arc::make_mut(&mut ledger).claims;
-                claims.retain(|claim| !claim.paths().any(|path| self.gone.contains(&path)));
             }
             self.read.push(ledger);
             return Ok(true);
@@ -540,6 +551,25 @@ pub(super) mod tests {
         assert_eq!(now.fragments_of(&claim("y")), None);
         assert_eq!(now.unaccounted([claim("y")].iter()), [4]);
         assert!(now.unaccounted([claim("x")].iter()).is_empty());
+    }
+
+    #[test]
+    fn what_has_a_file_that_is_gone_does_not_stand_and_is_accounted_for_by_none() {
+        let whole = fragment(4, vec![file("x", &[0, 1])]);
+        let mut trimmed = claim("x");
+        trimmed.fragments = vec![less(whole.clone(), 1)];
+        for (fragment, claim, gone) in [
+            (whole.clone(), claim("x"), "data/x"),
+            (less(whole.clone(), 1), trimmed.clone(), "data/x"),
+            (less(whole, 1), trimmed, "_deletions/4-1-1.arrow"),
+        ] {
+            let mut now = standing(&[fragment]);
+            now.lose(&HashSet::from(["data/y".to_string()]));
+            assert_eq!(now.fragments_of(&claim), Some(vec![4]));
+            now.lose(&HashSet::from([gone.to_string()]));
+            assert_eq!(now.fragments_of(&claim), None);
+            assert_eq!(now.unaccounted([claim].iter()), [4]);
+        }
     }
 
     #[test]

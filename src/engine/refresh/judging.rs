@@ -35,8 +35,8 @@ impl Run<'_> {
         table: &Dataset,
         ledgers: &mut Ledgers,
     ) -> Result<Judged> {
-        let standing = work.standing(table);
-        let ledgers = ledgers.of(&standing).await?;
+        let mut standing = work.standing(table);
+        let ledgers = ledgers.of(&mut standing).await?;
         let read_version = ledgers.iter().map(|l| l.read_version).min();
         let since = work.since(ledgers.iter().map(|l| &l.outcome));
         let newest = work.since(ledgers.iter().take(1).map(|l| &l.outcome));

@@ -88,8 +88,12 @@ impl Run<'_> {
             self.take_over(std::mem::take(&mut left), &table).await?;
         }
         if work.is_limited() {
-            let standing = work.standing(&work.bench.table);
-            let claims = ledgers.of(&standing).await?.iter().flat_map(|l| &l.claims);
+            let mut standing = work.standing(&work.bench.table);
+            let claims = ledgers
+                .of(&mut standing)
+                .await?
+                .iter()
+                .flat_map(|l| &l.claims);
             work.narrow(claims.chain(self.staged.values())).await;
         }
         let mut fixed = fixed;
