@@ -8,8 +8,8 @@ use lance::Dataset;
 use lance::dataset::WriteMode;
 use lance::dataset::mem_wal::DatasetMemWalExt;
 use lance_namespace::LanceNamespace;
-use lance_namespace::models::{CreateNamespaceRequest, DeclareTableRequest};
-use lance_namespace_impls::DirectoryNamespaceBuilder;
+use lance_namespace::models::{CreateNamespaceRequest, DeclareTableRequest, DropTableRequest};
+use lance_namespace_impls::{DirectoryNamespace, DirectoryNamespaceBuilder};
 use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use relance::engine::error::EngineError;
 use relance::engine::freshness::{self, Current, Freshness};
@@ -17,6 +17,8 @@ use relance::engine::outcome::{self, Mode};
 use relance::engine::refresh::Request;
 use relance::engine::view;
 
+use crate::faults::run;
+use crate::faults::store::Faults;
 use crate::support::{Db, Form, SHAPES, render, request};
 
 pub async fn filled(stable: bool) -> Db {
@@ -352,54 +354,111 @@ async fn names_that_need_quoting_are_read_and_written() {
     assert_eq!(again.mode, Mode::NoOp);
 }
 
+/// The namespace `team` of a folder, with the table `src`.
+struct Team(DirectoryNamespace);
+
+impl Team {
+    async fn new(root: &str) -> Team {
+        let namespace = DirectoryNamespaceBuilder::new(root).build().await.unwrap();
+        let team = CreateNamespaceRequest {
+            id: Some(vec!["team".into()]),
+            ..Default::default()
+        };
+        namespace.create_namespace(team).await.unwrap();
+        let team = Team(namespace);
+        let source = team.declare("src").await;
+        let rows = Self::rows();
+        let schema = rows.schema();
+        let rows = RecordBatchIterator::new([Ok(rows)], schema);
+        Dataset::write(rows, &source, None).await.unwrap();
+        team
+    }
+
+    fn rows() -> RecordBatch {
+        let column: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+        RecordBatch::try_from_iter_with_nullable([("id", column, true)]).unwrap()
+    }
+
+    /// Where a new table of this name is to be.
+    async fn declare(&self, name: &str) -> String {
+        let table = DeclareTableRequest {
+            id: Some(vec!["team".into(), name.into()]),
+            ..Default::default()
+        };
+        let declared = self.0.declare_table(table).await.unwrap();
+        declared.location.unwrap()
+    }
+
+    async fn drop(&self, name: &str) {
+        let table = DropTableRequest {
+            id: Some(vec!["team".into(), name.into()]),
+            ..Default::default()
+        };
+        self.0.drop_table(table).await.unwrap();
+    }
+
+    /// Writes a view of its source, empty, to `location`.
+    async fn write_view(&self, location: &str, sql: &str) {
+        let definition = definition_metadata_from_sql(sql);
+        let metadata = [(DEFINITION_META_KEY.to_string(), definition)].into();
+        let schema = Self::rows().schema().as_ref().clone();
+        let schema = Arc::new(schema.with_metadata(metadata));
+        let none = std::iter::empty::<Result<RecordBatch, arrow_schema::ArrowError>>();
+        let rows = RecordBatchIterator::new(none, schema);
+        Dataset::write(rows, location, None).await.unwrap();
+    }
+}
+
+async fn rows_at(location: &str) -> Vec<String> {
+    let table = Dataset::open(location).await.unwrap();
+    let rows = table.scan().try_into_stream().await.unwrap();
+    render(&rows.try_collect::<Vec<RecordBatch>>().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_that_is_re_created_elsewhere_meanwhile_is_refreshed_there() {
+    let db = Db::new(false);
+    let team = Team::new(&db.folder.path().display().to_string()).await;
+    let sql = "SELECT id FROM team.src WHERE id > 1";
+    let before = team.declare("v").await;
+    team.write_view(&before, sql).await;
+    let asked = Request {
+        view: vec!["team".into(), "v".into()],
+        ..request("v")
+    };
+    let faults = Faults::holding("/claims/");
+    let moved = async {
+        faults.reached().await;
+        team.drop("v").await;
+        let now = team.declare("v").await;
+        assert_ne!(now, before);
+        team.write_view(&now, sql).await;
+        faults.go_on();
+        now
+    };
+    let (done, now) = futures::join!(run(&db, &asked, faults.clone()), moved);
+    assert_eq!(done.unwrap().rows_written, 2);
+    assert_eq!(rows_at(&now).await, ["2", "3"]);
+    // What tells of it is there, too.
+    let catalog = db.catalog().await;
+    let found = outcome::find(&catalog, &asked.view, &asked.refresh).await;
+    assert_eq!(found.unwrap().unwrap().rows_written, 2);
+    let again = Request {
+        refresh: "again".into(),
+        ..asked
+    };
+    let again = db.refresh_as(again).await.unwrap();
+    assert_eq!(again.mode, Mode::NoOp);
+}
+
 #[tokio::test]
 async fn views_and_sources_in_namespaces_are_found() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().display().to_string();
-    let namespace = DirectoryNamespaceBuilder::new(&root).build().await.unwrap();
-    namespace
-        .create_namespace(CreateNamespaceRequest {
-            id: Some(vec!["team".into()]),
-            ..Default::default()
-        })
-        .await
-        .unwrap();
-    let mut locations = Vec::new();
-    for table in ["src", "v"] {
-        let declared = namespace
-            .declare_table(DeclareTableRequest {
-                id: Some(vec!["team".into(), table.into()]),
-                ..Default::default()
-            })
-            .await
-            .unwrap();
-        locations.push(declared.location.unwrap());
-    }
-    let column: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
-    let rows = RecordBatch::try_from_iter_with_nullable([("id", column, true)]).unwrap();
-    let mut metadata = std::collections::HashMap::new();
-    metadata.insert(
-        "mv.definition".to_string(),
-        definition_metadata_from_sql("SELECT id FROM team.src WHERE id > 1"),
-    );
-    let schema = Arc::new(rows.schema().as_ref().clone().with_metadata(metadata));
-    Dataset::write(
-        RecordBatchIterator::new([Ok(rows.clone())], rows.schema()),
-        &locations[0],
-        None,
-    )
-    .await
-    .unwrap();
-    Dataset::write(
-        RecordBatchIterator::new(
-            std::iter::empty::<Result<RecordBatch, arrow_schema::ArrowError>>(),
-            schema,
-        ),
-        &locations[1],
-        None,
-    )
-    .await
-    .unwrap();
+    let team = Team::new(&root).await;
+    let view_at = team.declare("v").await;
+    team.write_view(&view_at, "SELECT id FROM team.src WHERE id > 1")
+        .await;
 
     let catalog =
         relance::engine::catalog::Catalog::connect(&format!("dir://{root}"), &Default::default())
@@ -415,16 +474,7 @@ async fn views_and_sources_in_namespaces_are_found() {
     relance::engine::refresh::refresh(&catalog, &asked, &progress)
         .await
         .unwrap();
-    let view = Dataset::open(&locations[1]).await.unwrap();
-    let found: Vec<RecordBatch> = view
-        .scan()
-        .try_into_stream()
-        .await
-        .unwrap()
-        .try_collect()
-        .await
-        .unwrap();
-    assert_eq!(render(&found), ["2", "3"]);
+    assert_eq!(rows_at(&view_at).await, ["2", "3"]);
 
     for missing in [vec!["team", "w"], vec!["elsewhere", "v"], vec!["v"]] {
         let id: Vec<String> = missing.iter().map(|s| s.to_string()).collect();

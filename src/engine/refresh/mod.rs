@@ -63,26 +63,12 @@ async fn run(
     progress: &watch::Sender<Progress>,
 ) -> Result<Outcome> {
     let uri = catalog.locate(&request.view).await?;
-    let objects = catalog.store().objects(&uri).await?;
-    let mut run = Run {
-        catalog,
-        request,
-        uri,
-        objects,
-        staged: HashMap::new(),
-        void: HashSet::new(),
-        plans: 0,
-        since: None,
-        landed: false,
-        rubbish: None,
-        settled: None,
-        known: Known::new(),
-    };
+    let mut run = Run::at(catalog, request, uri).await?;
     // What a file was missing of when that was tried last.
     let mut missed: Vec<Pinned> = Vec::new();
-    for n in 1..=MAX_PLANS {
-        run.plans = n;
-        let mut work = match run.plan(n).await? {
+    for _ in 0..MAX_PLANS {
+        run.plans += 1;
+        let mut work = match run.plan(run.plans).await? {
             Planned::Work(work) => work,
             Planned::Nothing(work) => {
                 if let Some(done) = run.left_to_the_first().await? {
@@ -145,14 +131,14 @@ async fn run(
 struct Run<'a> {
     catalog: &'a Catalog,
     request: &'a Request,
-    /// Where the view was when the refresh began.
+    /// Where the view was when it was planned.
     uri: String,
     objects: Objects,
     /// Staged claims that may be used, by what identifies them.
     staged: HashMap<Fingerprint, Claim>,
     /// What identifies those of other refreshes that turned out to be of no use.
     void: HashSet<Fingerprint>,
-    /// How often it has planned.
+    /// How often it has planned there.
     plans: u32,
     /// The view's version at the first plan: nothing of this refresh is older.
     since: Option<u64>,
@@ -164,6 +150,26 @@ struct Run<'a> {
     settled: Option<String>,
     /// Ledgers that were read.
     known: Known,
+}
+
+impl<'a> Run<'a> {
+    /// A run that has done nothing yet, of the view at `uri`.
+    async fn at(catalog: &'a Catalog, request: &'a Request, uri: String) -> Result<Run<'a>> {
+        Ok(Run {
+            catalog,
+            request,
+            objects: catalog.store().objects(&uri).await?,
+            uri,
+            staged: HashMap::new(),
+            void: HashSet::new(),
+            plans: 0,
+            since: None,
+            landed: false,
+            rubbish: None,
+            settled: None,
+            known: Known::new(),
+        })
+    }
 }
 
 impl Run<'_> {

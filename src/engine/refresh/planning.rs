@@ -53,7 +53,14 @@ impl Run<'_> {
         if let Some(done) = outcome {
             return Ok(Planned::Done(done));
         }
-        let (plans, mut ledgers, opened) = (plans?, ledgers?, opened?);
+        let opened = opened?;
+        if opened.0.uri != self.uri {
+            info!("the view was re-created elsewhere meanwhile; planning there");
+            // What was staged, and written beside it, is the other table's.
+            *self = Run::at(self.catalog, request, opened.0.uri).await?;
+            return Ok(Planned::Outdated);
+        }
+        let (plans, mut ledgers) = (plans?, ledgers?);
         let first = fixed.as_ref().map(|plan: &Plan| plan.view_version);
         let first = first.unwrap_or_else(|| opened.1.version().version);
         self.since = Some(self.since.map_or(first, |since| since.min(first)));
@@ -178,11 +185,9 @@ impl Run<'_> {
         };
         let (opened, logged) = futures::join!(opened, staged::has_wal(&self.objects));
         let (view, table) = opened?;
-        let logged = match view.uri == self.uri {
-            true => logged?,
-            false => staged::has_wal(&catalog.store().objects(&view.uri).await?).await?,
-        };
-        staged::refuse_wal(&view, logged, "the view")?;
+        if view.uri == self.uri {
+            staged::refuse_wal(&view, logged?, "the view")?;
+        }
         Ok((view, table))
     }
 
