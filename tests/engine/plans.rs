@@ -14,7 +14,7 @@ use relance::engine::refresh::Request;
 use crate::faults::run;
 use crate::faults::store::Faults;
 use crate::scenarios::filled;
-use crate::support::{Db, Form, SHAPES, commits_of, is_current, request};
+use crate::support::{Db, Form, SHAPES, commits_of, is_current, is_current_at, request};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() {
@@ -65,6 +65,50 @@ async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() 
     let done = db.refresh("v").await.unwrap();
     db.assert_right(&SHAPES[0], Form::Plain, &done).await;
     assert!(is_current(&db, "v").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_that_died_when_it_had_committed_leaves_all_records_when_it_is_run_again() {
+    for form in [Form::Plain, Form::Provenance] {
+        for moved in [false, true] {
+            let mut db = filled(true).await;
+            db.create_view("v", SHAPES[0].sql, form).await;
+            db.refresh("v").await.unwrap();
+            let more = db.batch(20);
+            db.write(more, WriteMode::Append, 30).await;
+            let asked = request("v");
+            let before = db.open("src").await.version().version;
+            run(&db, &asked, Faults::after("v.lance/_versions"))
+                .await
+                .unwrap_err();
+            assert_eq!(commits_of(&db, "v", &asked.refresh).await, 1);
+            let left = std::path::PathBuf::from(db.path("v")).join("_relance");
+            let outcome = left.join(format!("outcomes/{}.json", asked.refresh));
+            let plan = left.join(format!("plans/{}", asked.refresh));
+            assert!(!outcome.exists() && plan.exists());
+            if moved {
+                let more = db.batch(20);
+                db.write(more, WriteMode::Append, 30).await;
+            }
+
+            let done = db.refresh_as(asked.clone()).await.unwrap();
+            assert_eq!(
+                (done.mode, done.source_version),
+                (Mode::Incremental, before)
+            );
+            assert!(outcome.exists() && !plan.exists(), "{form:?} {moved}");
+            assert_eq!(commits_of(&db, "v", &asked.refresh).await, 1);
+            db.assert_right(&SHAPES[0], form, &done).await;
+            assert_eq!(is_current(&db, "v").await, !moved);
+            assert!(is_current_at(&db, "v", Some(before)).await);
+            if form == Form::Provenance {
+                let view = db.open("v").await;
+                let watermark = &view.schema().metadata["mv.source_version"];
+                assert_eq!(*watermark, before.to_string());
+                assert_eq!(done.view_version, view.version().version);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -80,6 +80,12 @@ async fn run(
                 return run.finish(&work, outcome, table).await;
             }
             Planned::Outdated => continue,
+            Planned::Landed(work, outcome, table) => {
+                if let Some(done) = run.left_to_the_first().await? {
+                    return Ok(done);
+                }
+                return run.finish(&work, outcome, table).await;
+            }
             Planned::Done(done) => {
                 info!(mode = ?done.mode, "this refresh has committed before");
                 return Ok(done);

@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 
 use lance::Dataset;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Run;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Fingerprint;
 use crate::engine::guess::Guess;
+use crate::engine::history::History;
 use crate::engine::ledger::Ledgers;
 use crate::engine::outcome::{self, Outcome};
 use crate::engine::plan::Plan;
@@ -26,6 +27,9 @@ pub(super) enum Planned {
     Nothing(Box<Work>),
     /// The plan cannot be carried out any more, try the next.
     Outdated,
+    /// The refresh has committed this, and the view is as it left it; the records
+    /// are missing.
+    Landed(Box<Work>, Outcome, Dataset),
     /// The refresh has ended: nothing is left to do.
     Done(Outcome),
 }
@@ -68,7 +72,7 @@ impl Run<'_> {
             && let Some(done) =
                 outcome::committed(objects, &opened.1, &request.refresh, plan).await?
         {
-            return Ok(Planned::Done(done));
+            return self.after_commit(plan, opened, done, &guess).await;
         }
         let (refresh, full, table) = (&request.refresh, request.full, opened.1.clone());
         let left = async {
@@ -189,6 +193,54 @@ impl Run<'_> {
             staged::refuse_wal(&view, logged?, "the view")?;
         }
         Ok((view, table))
+    }
+
+    /// What is left to do where this refresh, whose first plan is `plan`, has
+    /// committed what `done` says, and whoever did it died before it was recorded.
+    async fn after_commit(
+        &self,
+        plan: &Plan,
+        opened: (ViewInfo, Dataset),
+        done: Outcome,
+        guess: &Guess,
+    ) -> Result<Planned> {
+        match self.landed(plan, opened, &done, guess).await {
+            Ok(Some((work, table))) => return Ok(Planned::Landed(work, done, table)),
+            Ok(None) => {}
+            Err(error) => warn!(%error, "the view is right; its records could not all be written"),
+        }
+        // The view or its sources are others by now: that alone can be told.
+        let done = outcome::record(&self.objects, self.request, &done).await?;
+        Ok(Planned::Done(done))
+    }
+
+    /// The view as the commit left it that `done` tells of, and what it was the work
+    /// of, as far as they are there.
+    async fn landed(
+        &self,
+        plan: &Plan,
+        opened: (ViewInfo, Dataset),
+        done: &Outcome,
+        guess: &Guess,
+    ) -> Result<Option<(Box<Work>, Dataset)>> {
+        let (store, version) = (self.catalog.store(), done.view_version);
+        let table = match opened.1.version().version == version {
+            true => Some(opened.1.clone()),
+            false => store.open(&self.uri, Some(version)).await?,
+        };
+        let Some(table) = table else {
+            return Ok(None);
+        };
+        // Where versions were cleaned up, which one it was is a guess.
+        let before = version.saturating_sub(1);
+        let history = History::read(&table, &self.request.refresh, before).await?;
+        let work = Work::of(self.catalog, self.request, opened, Some(plan), guess).await?;
+        let work = work
+            .filter(|work| history.settled && work.plan.inputs == plan.inputs && work.is_of(done));
+        Ok(work.map(|mut work| {
+            work.plan = plan.clone();
+            (Box::new(work), table)
+        }))
     }
 
     /// Takes over what is `left` staged and may be used on `table`.

@@ -29,6 +29,9 @@ pub struct Faults {
     written: Mutex<Vec<String>>,
     /// What is waited for before an object is put, or read.
     hold: Option<Hold>,
+    /// All fails once an object whose path holds this was put.
+    last: Option<&'static str>,
+    dead: AtomicBool,
 }
 
 /// The first put of an object whose path holds `of`, or the first read, waits
@@ -57,6 +60,23 @@ impl Faults {
             struck: AtomicBool::new(false),
             written: Mutex::default(),
             hold,
+            last: None,
+            dead: AtomicBool::new(false),
+        }
+    }
+
+    /// All works until an object whose path holds `of` was put, and fails from
+    /// then on.
+    pub fn after(of: &'static str) -> Arc<Faults> {
+        Arc::new(Faults {
+            last: Some(of),
+            ..Self::of(u64::MAX, false, None)
+        })
+    }
+
+    fn put(&self, at: &Path) {
+        if self.last.is_some_and(|last| at.as_ref().contains(last)) {
+            self.dead.store(true, Ordering::SeqCst);
         }
     }
 
@@ -132,7 +152,7 @@ impl Faults {
 
     fn meet(&self) -> Fate {
         let number = self.operations.fetch_add(1, Ordering::SeqCst);
-        if number < self.fail_from {
+        if number < self.fail_from && !self.dead.load(Ordering::SeqCst) {
             return Fate::Works;
         }
         self.struck.store(true, Ordering::SeqCst);
@@ -207,9 +227,10 @@ impl ObjectStore for Faulty {
     async fn put_opts(&self, at: &Path, payload: PutPayload, o: PutOptions) -> Result<PutResult> {
         self.faults.wrote(at);
         self.faults.held(at, false).await;
-        self.faults
-            .through(self.inner.put_opts(at, payload, o))
-            .await
+        let put = self.inner.put_opts(at, payload, o);
+        let put = self.faults.through(put).await?;
+        self.faults.put(at);
+        Ok(put)
     }
 
     async fn put_multipart_opts(
@@ -265,15 +286,17 @@ impl ObjectStore for Faulty {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.faults
-            .through(self.inner.copy_opts(from, to, options))
-            .await
+        let copied = self.inner.copy_opts(from, to, options);
+        self.faults.through(copied).await?;
+        self.faults.put(to);
+        Ok(())
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.faults
-            .through(self.inner.rename_opts(from, to, options))
-            .await
+        let renamed = self.inner.rename_opts(from, to, options);
+        self.faults.through(renamed).await?;
+        self.faults.put(to);
+        Ok(())
     }
 }
 
