@@ -158,7 +158,8 @@ async fn left(objects: &Objects, plans: &[String]) -> Result<Vec<Partial>> {
 }
 
 /// Claims are carried over compactions; so are partials of this version, as if
-/// their objects were files.
+/// their objects were files, and those that are too large rows: what is joined
+/// from one of them has no states that could be merged either.
 fn as_claim(partial: Partial) -> Claim {
     let fragments = partial.objects.iter().map(|object| {
         let mut fragment = lance_table::format::Fragment::new(0);
@@ -176,7 +177,7 @@ fn as_claim(partial: Partial) -> Claim {
         fragments: fragments.collect(),
         inputs: partial.inputs,
         refresh: String::new(),
-        rows: 0,
+        rows: partial.large.into(),
         bytes: 0,
         of: Vec::new(),
     }
@@ -187,7 +188,7 @@ fn of_claim(claim: Claim) -> Partial {
         objects: claim.files().map(Fingerprint::named).collect(),
         inputs: claim.inputs,
         kept: true,
-        large: false,
+        large: claim.rows > 0,
         made_by: maker(),
     }
 }
@@ -398,5 +399,22 @@ mod tests {
         assert_eq!(joined.inputs, [Fingerprint::of_text("c")]);
         let both = [partial(&["a"]).objects, partial(&["b"]).objects].concat();
         assert_eq!(joined.objects, both);
+    }
+
+    #[test]
+    fn what_is_joined_from_states_that_are_too_large_is_too_large() {
+        let moved = carry::Move {
+            old: vec![Fingerprint::of_text("a"), Fingerprint::of_text("b")],
+            new: vec![Fingerprint::of_text("c")],
+        };
+        let large = Partial {
+            large: true,
+            ..partial(&["b"])
+        };
+        let claims = [as_claim(partial(&["a"])), as_claim(large)];
+        let carried = carry::over_source(&claims, &[moved]);
+        let joined: Vec<Partial> = carried.into_iter().map(of_claim).collect();
+        assert_eq!(joined.len(), 1);
+        assert!(joined[0].large);
     }
 }
