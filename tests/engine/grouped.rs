@@ -14,6 +14,7 @@ use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance_io::stream::RecordBatchStream;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use relance::engine::ledger::Ledger;
 use relance::engine::outcome::{Mode, Outcome};
 use relance::engine::refresh::Request;
 
@@ -478,6 +479,38 @@ async fn many_small_changes_leave_few_parts_and_few_objects() {
     assert!(most <= 34, "{most} parts");
     let objects = objects(&db, "v").len();
     assert!(objects <= 200, "{objects} objects");
+}
+
+#[tokio::test]
+async fn small_changes_of_a_source_that_is_compacted_now_and_then_leave_few_objects() {
+    let db = filled(true).await;
+    let sql = MERGED[1];
+    db.create_view("v", sql, Form::Plain).await;
+    let (mut next, mut most) = (200, 0);
+    for _ in 0..20 {
+        for _ in 0..3 {
+            append(&db, next..next + 2).await;
+            next += 2;
+            db.refresh("v").await.unwrap();
+        }
+        let mut source = db.open("src").await;
+        compact_files(&mut source, CompactionOptions::default(), None)
+            .await
+            .unwrap();
+        check(&db, "v", sql, Form::Plain, "after a compaction").await;
+        most = most.max(listed(&db, "v"));
+    }
+    assert!(most <= 36, "{most} objects");
+}
+
+/// How many objects the partials of the newest ledger of a view have.
+fn listed(db: &Db, view: &str) -> usize {
+    let ledgers = PathBuf::from(db.path(view)).join("_relance/ledgers");
+    let ledgers = std::fs::read_dir(ledgers).unwrap().map(|e| e.unwrap());
+    let newest = ledgers.max_by_key(|e| e.metadata().unwrap().modified().unwrap());
+    let ledger = std::fs::read(newest.unwrap().path()).unwrap();
+    let ledger: Ledger = serde_json::from_slice(&ledger).unwrap();
+    ledger.partials.iter().map(|p| p.objects.len()).sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -45,7 +45,8 @@ pub const LARGEST: usize = 16 << 20;
 const FORMAT: &str = "partial 2";
 
 /// Small partials are put together when there are more of all than this, and
-/// than twice as many as units of full size.
+/// than twice as many as units of full size; and the objects of one that
+/// compactions joined when there are more of them.
 const MANY: usize = 32;
 
 /// How many ledgers, and plans of refreshes that did not end, are searched.
@@ -228,7 +229,8 @@ impl<'a> Chosen<'a> {
 
     /// Gives small partials back where there are many, to be cut anew as units
     /// of full size: what that computes again is less than what has been
-    /// computed for as many small changes.
+    /// computed for as many small changes. And those of many objects, each of
+    /// which is read for every merge: what they cost is shared by as many changes.
     fn tidy(&mut self) {
         let rows: HashMap<&Fingerprint, u64> = self
             .pieces
@@ -237,14 +239,18 @@ impl<'a> Chosen<'a> {
             .collect();
         let all: u64 = self.pieces.iter().map(|piece| piece.rows).sum();
         let full = usize::try_from(all.div_ceil(TARGET_ROWS)).unwrap_or(usize::MAX);
-        if self.partials.len() <= MANY.max(full.saturating_mul(2)) {
-            return;
-        }
+        let objects: usize = self.partials.iter().map(|p| p.objects.len()).sum();
+        let many = objects > MANY.max(full.saturating_mul(2));
         let small = |partial: &Partial| {
             let of: u64 = partial.inputs.iter().filter_map(|i| rows.get(i)).sum();
             of < TARGET_ROWS / 4
         };
-        self.partials.retain(|partial| !small(partial));
+        let before = self.partials.len();
+        self.partials
+            .retain(|p| p.objects.len() <= MANY && !(many && small(p)));
+        if self.partials.len() == before {
+            return;
+        }
         // Which of equal pieces is given back does not matter.
         let mut open = Chosen::new(self.pieces).open;
         for partial in &self.partials {
@@ -416,5 +422,26 @@ mod tests {
         let joined: Vec<Partial> = carried.into_iter().map(of_claim).collect();
         assert_eq!(joined.len(), 1);
         assert!(joined[0].large);
+    }
+
+    #[test]
+    fn a_partial_of_many_objects_is_cut_anew() {
+        let large = pieces(&["a", "b"], TARGET_ROWS);
+        let of_objects = |count: usize| {
+            let names = (0..count).map(|n| Fingerprint::of_text(&n.to_string()));
+            Partial {
+                objects: names.collect(),
+                ..partial(&["a"])
+            }
+        };
+        for (count, stays) in [(MANY, true), (MANY + 1, false)] {
+            let mut chosen = Chosen::new(&large);
+            chosen.take(vec![partial(&["b"]), of_objects(count)]);
+            chosen.tidy();
+            chosen.cut("");
+            let anew = [partial(&["b"]), partial(&["a"])];
+            let kept = [partial(&["b"]), of_objects(count)];
+            assert_eq!(chosen.partials, if stays { kept } else { anew });
+        }
     }
 }

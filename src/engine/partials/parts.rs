@@ -29,6 +29,9 @@ use crate::engine::work::Work;
 /// How many parts are read ahead of the merge.
 const AHEAD: usize = 2;
 
+/// How many objects of one part are read at a time.
+const READS: usize = 8;
+
 /// What the groups of a view are merged from.
 #[derive(Clone, Debug)]
 pub struct Parts {
@@ -116,8 +119,12 @@ async fn load(
     schema: SchemaRef,
 ) -> datafusion::common::Result<Vec<RecordBatch>> {
     let mut found = Vec::new();
-    for path in &part.paths {
-        let bytes = objects.read(path).await.map_err(external)?;
+    let objects = &objects;
+    let mut read = futures::stream::iter(part.paths.clone())
+        .map(|path| async move { (objects.read(&path).await, path) })
+        .buffered(READS);
+    while let Some((bytes, path)) = read.next().await {
+        let bytes = bytes.map_err(external)?;
         match bytes.and_then(|bytes| decode(&bytes, &schema)) {
             Some(Stored::States(batches)) => found.extend(batches),
             other => {
