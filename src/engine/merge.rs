@@ -11,6 +11,12 @@
 //! The size of a claim is the rows that it holds, or the source rows that it
 //! stands for if those are more: a changed row costs computing all of these
 //! again, and a claim must not become dearer than a large fragment.
+//!
+//! A compaction of the source joins claims to one, whose fragments stay as many
+//! as they were ([`super::carry`]). Where they are many, and small beside what
+//! they could be, the claim is put together by itself ([`scattered`]): once its
+//! small fragments hold an eighth of its rows, so that a row is rewritten once
+//! for each eighth that its claim grows by, or there are more than [`SCATTERED`].
 
 use super::carry::join;
 use super::fingerprint::Fingerprint;
@@ -23,6 +29,14 @@ pub const FAN_IN: usize = 8;
 /// in units of full size: a claim of more would make a changed row dear, and
 /// what full units leave is large enough already.
 pub const MOST_UNITS: u64 = 4;
+
+/// The most small fragments that a claim may have.
+const SCATTERED: usize = 64;
+
+/// The most rows of a claim that is put together by itself, as a multiple of
+/// what a refresh puts together of several: it is as dear as it will be already,
+/// and a source may have been compacted to fragments of more than a unit.
+pub const ALONE: u64 = FAN_IN as u64;
 
 /// Chooses the claims among `kept` to put together, each group into one
 /// fragment of at most `most` rows. `size` tells a claim's size in rows.
@@ -48,6 +62,29 @@ pub fn choose(kept: &[Claim], size: impl Fn(&Claim) -> u64, most: u64) -> Vec<Ve
         }
     }
     chosen
+}
+
+/// The claims among `kept` of many small fragments, of at most `most` rows in
+/// all. A fragment may have `full` rows.
+pub fn scattered(kept: &[Claim], full: u64, most: u64) -> Vec<&Claim> {
+    let mut left = most;
+    let chosen = kept.iter().filter(|claim| {
+        let chosen = is_scattered(claim, full) && claim.rows <= left;
+        left -= if chosen { claim.rows } else { 0 };
+        chosen
+    });
+    chosen.collect()
+}
+
+fn is_scattered(claim: &Claim, full: u64) -> bool {
+    let fan_in = FAN_IN as u64;
+    let rows = claim.fragments.iter().map(|f| f.physical_rows);
+    let rows = rows.map(|rows| rows.unwrap_or(0) as u64);
+    let least = claim.rows.min(full) / fan_in;
+    let (small, held) = rows
+        .filter(|rows| *rows <= least)
+        .fold((0, 0), |(small, held), rows| (small + 1, held + rows));
+    small >= FAN_IN && (held >= claim.rows / fan_in || small > SCATTERED)
 }
 
 /// What identifies the claim that `group` becomes.
@@ -95,6 +132,37 @@ mod tests {
         let mut claims: Vec<Claim> = (0..8).map(|i| claim(10, i)).collect();
         claims[0].fragments.clear();
         assert!(choose(&claims, |c| c.rows, MOST_ROWS).is_empty());
+    }
+
+    /// A claim of fragments of these `rows`.
+    fn joined(rows: &[u64]) -> Claim {
+        let mut joined = claim(rows.iter().sum(), 0);
+        let fragment = |rows: &u64| {
+            let mut fragment = Fragment::new(0);
+            fragment.physical_rows = Some(*rows as usize);
+            fragment
+        };
+        joined.fragments = rows.iter().map(fragment).collect();
+        joined
+    }
+
+    #[test]
+    fn a_claim_of_many_small_fragments_is_put_together_by_itself() {
+        let is_chosen = |rows: &[u64], full: u64| {
+            let claim = joined(rows);
+            !scattered(std::slice::from_ref(&claim), full, MOST_ROWS).is_empty()
+        };
+        assert!(is_chosen(&[10; 8], 1000));
+        assert!(!is_chosen(&[10; 7], 1000));
+        assert!(!is_chosen(&[10; 8], 10), "they can be no larger");
+        assert!(!is_chosen(&[1000; 20], 1000));
+        // Beside a large one: once they hold an eighth, or are very many.
+        let beside = |count: usize| [vec![10_000], vec![10; count]].concat();
+        assert!(!is_chosen(&beside(SCATTERED), 1 << 20));
+        assert!(is_chosen(&beside(SCATTERED + 1), 1 << 20));
+        assert!(is_chosen(&[vec![560], vec![10; 8]].concat(), 1 << 20));
+        let all = [joined(&[10; 8]), joined(&[10; 9])];
+        assert_eq!(scattered(&all, 1000, 169), [&all[0]]);
     }
 
     #[test]

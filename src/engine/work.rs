@@ -392,8 +392,21 @@ impl Work {
             Pieces::OfSource { reads, .. } => unit::target(reads),
             Pieces::OfBranches(_) => TARGET_ROWS,
         };
-        let most = self.bench.max_rows_per_fragment;
-        merge::choose(&now.kept, size, most.unwrap_or(target * merge::MOST_UNITS))
+        let full = self.bench.max_rows_per_fragment;
+        let most = target * merge::MOST_UNITS;
+        let mut chosen = merge::choose(&now.kept, size, full.unwrap_or(most));
+        // What full units leave is large enough.
+        let full = full.map_or(target, |full| full.min(target));
+        for claim in merge::scattered(&now.kept, full, most * merge::ALONE) {
+            if !chosen
+                .iter()
+                .flatten()
+                .any(|c| c.fragments == claim.fragments)
+            {
+                chosen.push(vec![claim.clone()]);
+            }
+        }
+        chosen
     }
 
     /// What identifies the claims that the plan puts together.

@@ -239,6 +239,32 @@ async fn many_small_appends_leave_few_fragments() {
 }
 
 #[tokio::test]
+async fn small_appends_to_a_source_that_is_compacted_now_and_then_leave_few_fragments() {
+    for form in [Form::Plain, Form::Provenance] {
+        let shape = shape("filtered");
+        let mut db = filled(true).await;
+        db.create_view("v", shape.sql, form).await;
+        db.refresh("v").await.unwrap();
+        let mut most = 0;
+        for _ in 0..12 {
+            for _ in 0..8 {
+                let more = db.batch(10);
+                db.write(more, WriteMode::Append, 40).await;
+                let done = db.refresh("v").await.unwrap();
+                assert_eq!(done.mode, Mode::Incremental);
+                assert!(done.rows_written <= 10, "{done:?}");
+                most = most.max(db.open("v").await.fragments().len());
+            }
+            compact(&db, "src", 100_000).await;
+            let done = db.refresh("v").await.unwrap();
+            assert_eq!(done.mode, Mode::NoOp);
+            db.assert_right(shape, form, &done).await;
+        }
+        assert!(most <= 40, "{most} fragments");
+    }
+}
+
+#[tokio::test]
 async fn a_sole_survivor_of_three_workers_does_the_work_of_all() {
     let shape = shape("filtered");
     let db = filled(false).await;
