@@ -23,6 +23,11 @@ const ATTEMPTS: u32 = 3;
 /// How long a worker leaves the indices to the one that committed.
 pub(super) const LEFT_FOR: Duration = Duration::from_secs(60);
 
+/// How long worker `index` leaves them to it.
+pub(super) fn left_for(index: u32) -> Duration {
+    LEFT_FOR * (1 << index.min(6))
+}
+
 /// How many rows of `view` one of its indices does not cover yet; `None` where
 /// it has no index. Errors: `Unavailable`.
 pub async fn unindexed_rows(view: &Dataset) -> Result<Option<u64>> {
@@ -74,4 +79,16 @@ pub async fn optimize(catalog: &Catalog, uri: &str, right: &Dataset) -> Result<O
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_worker_leaves_the_indices_alone_twice_as_long_as_the_one_before() {
+        assert_eq!(left_for(0), LEFT_FOR);
+        assert!((0..6).all(|index| left_for(index + 1) == 2 * left_for(index)));
+        assert_eq!(left_for(1000), left_for(6));
+    }
 }

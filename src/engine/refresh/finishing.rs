@@ -84,13 +84,16 @@ impl Run<'_> {
     /// Bringing indices up to date is one worker's work: that of the one whose
     /// commit landed, or of the first where there was nothing to commit. The
     /// others wait until it has recorded the outcome, since the first worker to
-    /// end may end them all; but not for ever, for it may have died.
+    /// end may end them all; but not for ever, for it may have died. Large
+    /// indices take it long as well, and all at once would only get in each
+    /// other's way: each waits twice as long as the one before.
     async fn left_to_others(&self, outcome: &Outcome) -> Result<Option<Outcome>> {
         let nothing = outcome.mode == Mode::NoOp;
         if self.landed || self.request.workers <= 1 || (nothing && self.request.index == 0) {
             return Ok(None);
         }
-        self.wait_for_outcome(indices::LEFT_FOR, Duration::from_secs(1))
+        let patience = indices::left_for(self.request.index);
+        self.wait_for_outcome(patience, Duration::from_secs(1))
             .await
     }
 }
