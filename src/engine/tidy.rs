@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 
 use super::error::{EngineError, Result};
-use super::ledger::{self, STAGED_FOR};
+use super::ledger::{self, Known, STAGED_FOR};
 use super::outcome::KEPT_FOR;
 use super::partials;
 use super::paths;
@@ -69,8 +69,14 @@ pub async fn look(objects: &Objects, refresh: &str) -> Result<Rubbish> {
 }
 
 /// Removes what is there once `refresh`, of which `work` was done, has recorded
-/// its outcome.
-pub async fn remove(objects: &Objects, refresh: &str, work: &Work, rubbish: Rubbish) -> Result<()> {
+/// its outcome. `known` are the ledgers that it read.
+pub async fn remove(
+    objects: &Objects,
+    refresh: &str,
+    work: &Work,
+    rubbish: Rubbish,
+    known: &Known,
+) -> Result<()> {
     // Its plan was written a while ago: later it is by the store's clock, and
     // nothing seems older than it is.
     let now = rubbish.own.iter().map(|listed| listed.modified).max();
@@ -79,7 +85,7 @@ pub async fn remove(objects: &Objects, refresh: &str, work: &Work, rubbish: Rubb
     let gone = own.chain(old.into_iter().flatten()).chain(rubbish.ledgers);
     futures::try_join!(
         objects.delete(gone.collect()),
-        partials::prune(objects, work, refresh)
+        partials::prune(objects, work, refresh, known)
     )?;
     let root = objects.root();
     let folders = rubbish.empty.iter().map(String::as_str).chain([refresh]);

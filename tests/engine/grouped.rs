@@ -1,7 +1,7 @@
 //! `GROUP BY` views by parts: what a change costs, that the groups are right
 //! whatever happens to the parts, and what is computed whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use futures::TryStreamExt;
 use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance_io::stream::RecordBatchStream;
+use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use relance::engine::ledger::Ledger;
@@ -501,6 +502,22 @@ async fn small_changes_of_a_source_that_is_compacted_now_and_then_leave_few_obje
         most = most.max(listed(&db, "v"));
     }
     assert!(most <= 36, "{most} objects");
+}
+
+#[tokio::test]
+async fn a_view_that_is_redefined_without_groups_keeps_no_parts() {
+    let db = filled(false).await;
+    let grouped = "SELECT k, max(id) AS n FROM src GROUP BY k";
+    db.create_view("v", grouped, Form::Plain).await;
+    db.refresh("v").await.unwrap();
+    assert_eq!(objects(&db, "v").len(), 1);
+    let definition = definition_metadata_from_sql("SELECT k, id AS n FROM src");
+    let redefined = HashMap::from([(DEFINITION_META_KEY, definition.as_str())]);
+    let mut view = db.open("v").await;
+    view.update_schema_metadata(redefined).await.unwrap();
+    let done = db.refresh("v").await.unwrap();
+    assert_eq!((done.mode, done.rows_written), (Mode::Rebuild, 200));
+    assert_eq!(objects(&db, "v").len(), 0);
 }
 
 /// How many objects the partials of the newest ledger of a view have.

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use self::parts::{Parts, compute};
 use super::error::Result;
 use super::fingerprint::{ENGINE_VERSION, Fingerprint};
-use super::ledger::{Claim, Ledger, Ledgers, STAGED_FOR};
+use super::ledger::{Claim, Known, Ledger, Ledgers, STAGED_FOR};
 use super::plan::{self, Plan};
 use super::request::Request;
 use super::store::Objects;
@@ -271,14 +271,16 @@ impl<'a> Chosen<'a> {
 }
 
 /// Deletes objects that no kept ledger lists, once there are many more of them
-/// than `work` needs. What another refresh under way may need stays for as long
-/// as what it has staged.
-pub async fn prune(objects: &Objects, work: &Work, refresh: &str) -> Result<()> {
-    if work.mergeable().is_none() {
+/// than `work` needs; or all, where it needs none and the ledgers `known` say that
+/// the view did before it was redefined. What another refresh under way may need
+/// stays for as long as what it has staged.
+pub async fn prune(objects: &Objects, work: &Work, refresh: &str, known: &Known) -> Result<()> {
+    let needs = work.mergeable().is_some();
+    if !needs && known.values().all(|ledger| ledger.partials.is_empty()) {
         return Ok(());
     }
     let listed = objects.list(&paths::partials(objects.root())).await?;
-    if listed.len() <= MANY + 2 * work.plan.partials.len() {
+    if needs && listed.len() <= MANY + 2 * work.plan.partials.len() {
         return Ok(());
     }
     let mut needed: HashSet<String> = HashSet::new();
@@ -287,7 +289,11 @@ pub async fn prune(objects: &Objects, work: &Work, refresh: &str) -> Result<()> 
         needed.extend(names.map(paths::partial_name));
     };
     name(&work.plan.partials);
-    for object in objects.list(&paths::ledgers(objects.root())).await? {
+    let ledgers = match needs {
+        true => objects.list(&paths::ledgers(objects.root())).await?,
+        false => Vec::new(),
+    };
+    for object in ledgers {
         if let Some(ledger) = objects.get::<Ledger>(&object.path).await? {
             name(&ledger.partials);
         }

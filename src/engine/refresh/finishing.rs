@@ -72,7 +72,7 @@ impl Run<'_> {
         );
         let outcome = outcome?;
         let tidied = match rubbish {
-            Ok(rubbish) => tidy::remove(objects, refresh, work, rubbish).await,
+            Ok(rubbish) => tidy::remove(objects, refresh, work, rubbish, &self.known).await,
             Err(error) => Err(error),
         };
         if let Err(error) = fresh.and(tidied) {
