@@ -17,7 +17,7 @@ use crate::catalog::credential::Credential;
 use crate::engine::catalog::Catalog;
 use crate::engine::error::EngineError;
 use crate::engine::freshness::{self, Freshness};
-use crate::engine::outcome::{self, Known};
+use crate::engine::outcome::{self, Known, Outcome};
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, progress, state};
 use crate::lean::Lean;
@@ -278,57 +278,94 @@ pub(super) fn refresh_uid(refresh: &MaterializedViewRefresh) -> String {
 
 /// What the view's history says of a refresh.
 pub async fn outcome(ctx: &Context, refresh: &MaterializedViewRefresh) -> OutcomeSeen {
-    let (view, uid) = (&refresh.spec.view, refresh_uid(refresh));
-    let found = async {
-        let caller = match refresh.spec.forwarded_credential {
-            true => credential(ctx, refresh)
-                .await
-                .map_err(|error| EngineError::Unavailable {
-                    what: "the caller's credential".to_string(),
-                    why: error.to_string(),
-                })?,
-            false => None,
-        };
-        let catalog = ctx.catalog.seen_by(caller.as_ref()).await?;
-        let (view, uid) = (Arc::new(view.clone()), Arc::new(uid.clone()));
-        let recorded = {
-            let (view, uid) = (view.clone(), uid.clone());
-            move |catalog: Catalog| {
-                let (view, uid) = (view.clone(), uid.clone());
-                async move { outcome::known(&catalog, &view, &uid).await }
-            }
-        };
-        match ctx.catalog.look(catalog.clone(), recorded).await?? {
-            Known::Outcome(found) => Ok(found),
-            Known::Planned(uri) => {
-                let found =
-                    async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
-                ctx.catalog.look_long(found).await?
-            }
-        }
-    };
-    let found = match (found.await, &refresh.status) {
+    let uri = refresh.status.as_ref().and_then(|s| s.view_uri.as_ref());
+    match (found(ctx, refresh).await, uri) {
         // A token that has expired meanwhile: the place of the view is known.
-        (Err(EngineError::CatalogDenied { .. }), Some(status)) if status.view_uri.is_some() => {
-            let uri = status.view_uri.clone().unwrap_or_default();
-            let (view, uid) = (view.clone(), uid.clone());
-            let found = async {
-                let catalog = ctx.catalog.get().await?;
-                let found =
-                    async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
-                ctx.catalog.look_long(found).await?
-            };
-            found.await
+        (Err(denied @ EngineError::CatalogDenied { .. }), Some(uri)) => {
+            found_without_caller(ctx, refresh, uri, &denied).await
         }
-        (found, _) => found,
-    };
+        (found, _) => told(found),
+    }
+}
+
+fn told(found: Result<Option<Outcome>, EngineError>) -> OutcomeSeen {
     match found {
         Ok(Some(outcome)) => OutcomeSeen::Found(outcome),
         // A view that is gone took its history along.
         Ok(None) | Err(EngineError::ViewNotFound { .. } | EngineError::NotAView { .. }) => {
             OutcomeSeen::NotFound
         }
-        Err(error) => OutcomeSeen::Unavailable(format!("Waiting for the view's history: {error}")),
+        Err(denied @ EngineError::CatalogDenied { .. }) => OutcomeSeen::Denied(denied.to_string()),
+        Err(error) => OutcomeSeen::Unavailable(error.to_string()),
+    }
+}
+
+/// What the history says to whoever asked for the refresh.
+async fn found(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+) -> Result<Option<Outcome>, EngineError> {
+    let caller = match refresh.spec.forwarded_credential {
+        true => credential(ctx, refresh)
+            .await
+            .map_err(|error| EngineError::Unavailable {
+                what: "the caller's credential".to_string(),
+                why: error.to_string(),
+            })?,
+        false => None,
+    };
+    let catalog = ctx.catalog.seen_by(caller.as_ref()).await?;
+    let view = Arc::new(refresh.spec.view.clone());
+    let uid = Arc::new(refresh_uid(refresh));
+    let recorded = {
+        let (view, uid) = (view.clone(), uid.clone());
+        move |catalog: Catalog| {
+            let (view, uid) = (view.clone(), uid.clone());
+            async move { outcome::known(&catalog, &view, &uid).await }
+        }
+    };
+    match ctx.catalog.look(catalog.clone(), recorded).await?? {
+        Known::Outcome(found) => Ok(found),
+        Known::Planned(uri) => {
+            let found = async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
+            ctx.catalog.look_long(found).await?
+        }
+    }
+}
+
+/// What the history of the view at `uri` says to relance itself, since the
+/// catalog has `denied` the caller.
+async fn found_without_caller(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+    uri: &str,
+    denied: &EngineError,
+) -> OutcomeSeen {
+    let (view, uid) = (refresh.spec.view.clone(), refresh_uid(refresh));
+    let mut vended = false;
+    let found = async {
+        let catalog = ctx.catalog.get().await?;
+        // The catalog may vend to relance what it takes to reach the view; where
+        // it does not, the store may be open to relance all the same.
+        let locate = {
+            let (catalog, view) = (catalog.clone(), view.clone());
+            async move { catalog.locate(&view).await }
+        };
+        let located = ctx.catalog.look_long(locate).await;
+        vended = matches!(located, Ok(Ok(_))) && catalog.store().is_vended(uri);
+        let uri = uri.to_string();
+        let found = async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
+        ctx.catalog.look_long(found).await?
+    };
+    let told = told(found.await);
+    match told {
+        // Nothing says that relance has a way of its own to the view at all: to
+        // wait would mend nothing.
+        OutcomeSeen::Unavailable(why) if !vended => {
+            tracing::debug!(why, "nor does the view's history open to relance itself");
+            OutcomeSeen::Denied(denied.to_string())
+        }
+        told => told,
     }
 }
 

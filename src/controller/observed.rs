@@ -100,8 +100,11 @@ pub enum OutcomeSeen {
     Found(Outcome),
     /// There is none.
     NotFound,
-    /// The history could not be read.
+    /// The history could not be read now, for what the sentence says.
     Unavailable(String),
+    /// The catalog does not take the caller's credential any more, and nothing
+    /// else opens the history: no wait mends that.
+    Denied(String),
 }
 
 /// Why a Job could not be created.

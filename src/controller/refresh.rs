@@ -24,6 +24,7 @@ use k8s_openapi::jiff::SignedDuration;
 
 pub use super::observed::*;
 use super::status;
+use crate::engine::error::CATALOG_DENIED;
 use crate::engine::freshness::Current;
 use crate::engine::outcome::Outcome;
 use crate::resources::{
@@ -69,12 +70,12 @@ fn waiting(seen: &Observed) -> Action {
         match &seen.outcome {
             None => return Action::Look(Look::Outcome),
             Some(OutcomeSeen::Found(outcome)) => return succeed(seen, outcome),
-            Some(OutcomeSeen::Unavailable(why)) => return say(seen, why, Pause::BackOff),
-            Some(OutcomeSeen::NotFound) => {}
+            Some(OutcomeSeen::Unavailable(why)) => return unread(seen, why),
+            Some(OutcomeSeen::NotFound | OutcomeSeen::Denied(_)) => {}
         }
     }
     if spec.cancel {
-        return end(status::cancelled(seen));
+        return cancel(seen);
     }
     if spec.suspend {
         if seen.phase() == Phase::Suspended {
@@ -156,15 +157,33 @@ fn running(seen: &Observed) -> Action {
     }
 }
 
-/// Asks the view's history, and goes on with `otherwise` if it knows of no commit.
+/// Asks the view's history, and goes on with `otherwise` if it knows of no
+/// commit, or will never be read.
 fn resolve(seen: &Observed, otherwise: impl Fn(&Observed) -> Action) -> Action {
     match &seen.outcome {
         None => Action::Look(Look::Outcome),
         Some(OutcomeSeen::Found(outcome)) => succeed(seen, outcome),
-        Some(OutcomeSeen::NotFound) => otherwise(seen),
+        Some(OutcomeSeen::NotFound | OutcomeSeen::Denied(_)) => otherwise(seen),
         // Nobody may wait for ever for a catalog that does not come back.
         Some(OutcomeSeen::Unavailable(_)) if seen.overdue(DEADLINE_MARGIN) => otherwise(seen),
-        Some(OutcomeSeen::Unavailable(why)) => say(seen, why, Pause::BackOff),
+        Some(OutcomeSeen::Unavailable(why)) => unread(seen, why),
+    }
+}
+
+/// The view's history cannot be read now.
+fn unread(seen: &Observed, why: &str) -> Action {
+    let message = format!("Waiting for the view's history: {why}");
+    say(seen, &message, Pause::BackOff)
+}
+
+/// It ends as it was asked to; whether the view is as it was is said only
+/// where its history says so.
+fn cancel(seen: &Observed) -> Action {
+    match &seen.outcome {
+        Some(OutcomeSeen::Unavailable(why) | OutcomeSeen::Denied(why)) => {
+            end(status::cancelled_unread(seen, why))
+        }
+        _ => end(status::cancelled(seen)),
     }
 }
 
@@ -179,7 +198,7 @@ fn out_of_reach(seen: &Observed, why: &str) -> Action {
         );
     }
     if seen.refresh.spec.cancel {
-        return end(status::cancelled(seen));
+        return cancel(seen);
     }
     let message = format!(
         "its Job was out of sight until its deadline: {why}; see to that cluster and refresh again: what was finished is kept"
@@ -265,7 +284,7 @@ fn left(seen: &Observed, why: &str) -> Step {
 /// No Job, no commit.
 fn without_job(seen: &Observed) -> Action {
     if seen.refresh.spec.cancel {
-        return end(status::cancelled(seen));
+        return cancel(seen);
     }
     if seen.overdue(SignedDuration::ZERO) {
         return end(status::overdue(seen));
@@ -273,13 +292,25 @@ fn without_job(seen: &Observed) -> Action {
     if seen.refresh.spec.suspend {
         return step(status::suspended(seen), reasons::SUSPENDED_BY_SPEC, false);
     }
-    if seen.recorded_uid().is_some() {
+    if seen.recorded_uid().is_some() && !is_denied(seen) {
         return step(status::vanished(seen), reasons::JOB_VANISHED, true);
     }
     launch(seen)
 }
 
+/// Whether nothing that is made for its caller is let into the catalog any more.
+fn is_denied(seen: &Observed) -> bool {
+    matches!(seen.outcome, Some(OutcomeSeen::Denied(_)))
+}
+
 fn launch(seen: &Observed) -> Action {
+    if let Some(OutcomeSeen::Denied(why)) = &seen.outcome {
+        return match &seen.job {
+            // An operator that died may have created it.
+            None => Action::Look(Look::Job),
+            Some(_) => end(status::failed(seen, CATALOG_DENIED, why)),
+        };
+    }
     match &seen.refused {
         None => Action::CreateJob,
         // What refuses a Job may do so before it would be said that the Job is
@@ -302,7 +333,13 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
             // The history may have been cleaned up since; the worker saw its commit.
             (Some(_), Some(said)) => succeed(seen, said),
             (Some(OutcomeSeen::Unavailable(why)), None) if !seen.overdue(DEADLINE_MARGIN) => {
-                say(seen, why, Pause::BackOff)
+                unread(seen, why)
+            }
+            (Some(OutcomeSeen::Denied(why)), None) => {
+                let message = format!(
+                    "the Job ended well, and what it did cannot be read: {why}; look at the view"
+                );
+                end(status::failed(seen, reasons::OUTCOME_MISSING, &message))
             }
             (Some(_), None) => end(status::failed(
                 seen,
@@ -312,7 +349,7 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
         },
         Some(JobEnd::Failed { reason, message }) => resolve(seen, |seen| {
             if seen.refresh.spec.cancel {
-                return end(status::cancelled(seen));
+                return cancel(seen);
             }
             end(status::failed(seen, reason, message))
         }),

@@ -216,10 +216,7 @@ fn allowed(seen: &Observed) -> SignedDuration {
 
 /// It was asked to end.
 pub fn cancelled(seen: &Observed) -> Status {
-    let mut status = said(seen, "Cancelled by spec.cancel; the view is as it was");
-    status.phase = Phase::Cancelled;
-    ended(seen, &mut status, condition::FAILED, reasons::CANCELLED);
-    status
+    cancelled_so(seen, "Cancelled by spec.cancel; the view is as it was")
 }
 
 /// It was asked to end, and nobody can look whether its Job did.
@@ -227,7 +224,19 @@ pub fn cancelled_unseen(seen: &Observed, why: &str) -> Status {
     let message = format!(
         "Cancelled by spec.cancel, without its Job having been seen to end: {why}; should that still commit, the view is right all the same"
     );
-    let mut status = said(seen, &message);
+    cancelled_so(seen, &message)
+}
+
+/// It was asked to end, and the view's history cannot be read.
+pub fn cancelled_unread(seen: &Observed, why: &str) -> Status {
+    let message = format!(
+        "Cancelled by spec.cancel, without a look at the view's history: {why}; should its Job have committed, the view is right all the same"
+    );
+    cancelled_so(seen, &message)
+}
+
+fn cancelled_so(seen: &Observed, message: &str) -> Status {
+    let mut status = said(seen, message);
     status.phase = Phase::Cancelled;
     ended(seen, &mut status, condition::FAILED, reasons::CANCELLED);
     status

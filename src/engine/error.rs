@@ -5,6 +5,10 @@ use thiserror::Error;
 /// Result of the engine's operations.
 pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 
+/// The reason of [`EngineError::CatalogDenied`], which others than a worker may
+/// have to give too.
+pub const CATALOG_DENIED: &str = "CatalogDenied";
+
 /// What went wrong. Each message is one sentence that names what was wrong and what to do.
 #[derive(Debug, Error)]
 pub enum EngineError {
@@ -150,7 +154,7 @@ impl EngineError {
             EngineError::EvaluationFailed { .. } => "EvaluationFailed",
             EngineError::IncarnationMismatch { .. } => "IncarnationMismatch",
             EngineError::ViewContended { .. } => "ViewContended",
-            EngineError::CatalogDenied { .. } => "CatalogDenied",
+            EngineError::CatalogDenied { .. } => CATALOG_DENIED,
             EngineError::InvalidInput(_) => "InvalidInput",
             EngineError::Unavailable { .. } => "Unavailable",
             EngineError::Internal(_) => "Internal",

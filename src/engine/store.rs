@@ -161,6 +161,12 @@ impl Store {
         vended.insert(uri.to_string(), options);
     }
 
+    /// Whether a catalog has given what it takes to reach the table at `uri`.
+    pub fn is_vended(&self, uri: &str) -> bool {
+        let vended = self.vended.lock().unwrap_or_else(PoisonError::into_inner);
+        vended.contains_key(uri)
+    }
+
     fn params(&self, uri: &str) -> ObjectStoreParams {
         let vended = self.vended.lock().unwrap_or_else(PoisonError::into_inner);
         let vended = vended.get(uri).cloned();

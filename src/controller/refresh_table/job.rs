@@ -228,7 +228,59 @@ fn a_failed_job_is_not_called_failed_while_the_history_is_out_of_reach() {
     seen.outcome = Some(OutcomeSeen::Unavailable("away".into()));
     let (status, _) = written(decide(&seen));
     assert_eq!(status.phase, Phase::Running);
-    assert_eq!(status.message.as_deref(), Some("away"));
+    assert_eq!(
+        status.message.as_deref(),
+        Some("Waiting for the view's history: away")
+    );
+}
+
+#[test]
+fn a_failed_job_is_called_failed_where_the_history_is_closed_for_good() {
+    // Its caller's token has expired, and nothing else opens the history.
+    let mut seen = started(Some(UID), 5);
+    seen.job = failed_job();
+    seen.outcome = denied();
+    assert_eq!(
+        ends(decide(&seen)),
+        (Phase::Failed, "SourceNotFound".into()),
+        "in the words of its workers"
+    );
+}
+
+#[test]
+fn a_job_that_is_gone_is_not_made_again_for_a_caller_whom_the_catalog_denies() {
+    for uid in [Some(UID), None] {
+        let mut seen = started(uid, 5);
+        seen.job = Some(JobSeen::Absent);
+        seen.outcome = denied();
+        let failed = (Phase::Failed, CATALOG_DENIED.into());
+        assert_eq!(ends(decide(&seen)), failed);
+        seen.refresh.spec.cancel = true;
+        assert_eq!(ends(decide(&seen)).0, Phase::Cancelled);
+    }
+}
+
+#[test]
+fn a_caller_whom_the_catalog_denies_may_have_a_job_that_an_operator_made_before_it_died() {
+    let mut seen = started(None, 5);
+    seen.outcome = denied();
+    assert_eq!(decide(&seen), Action::Look(Look::Job));
+    seen.saw_job(job(None));
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Running, "it may have been let in");
+}
+
+#[test]
+fn a_job_that_ended_well_and_whose_work_nobody_can_read_is_no_success() {
+    let mut seen = started(Some(UID), 5);
+    seen.job = job(Some(JobEnd::Succeeded(None)));
+    seen.outcome = denied();
+    assert_eq!(
+        ends(decide(&seen)),
+        (Phase::Failed, reasons::OUTCOME_MISSING.into())
+    );
+    seen.job = job(Some(JobEnd::Succeeded(Some(outcome()))));
+    assert_eq!(ends(decide(&seen)).0, Phase::Succeeded);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::refresh::*;
+use crate::engine::error::CATALOG_DENIED;
 use crate::engine::freshness::Current;
 use crate::engine::outcome::{Mode, Outcome};
 use crate::resources::reasons::{self, condition};
@@ -110,6 +111,10 @@ fn job(end: Option<JobEnd>) -> Option<JobSeen> {
         end,
         ..JobState::default()
     }))
+}
+
+fn denied() -> Option<OutcomeSeen> {
+    Some(OutcomeSeen::Denied("the token has expired".into()))
 }
 
 fn failed_job() -> Option<JobSeen> {
