@@ -41,6 +41,18 @@ struct State {
     /// UIDs of those that had their turn and could not use it: they ask again
     /// some time, and until then nobody waits for them but their view's others.
     stalled: HashSet<String>,
+    /// UIDs of those that cannot even ask for now: nobody waits for them until
+    /// they do.
+    aside: HashSet<String>,
+}
+
+impl State {
+    /// Forgets what was remembered of how one waits.
+    fn wakes(&mut self, uid: &str) {
+        self.asleep.remove(uid);
+        self.stalled.remove(uid);
+        self.aside.remove(uid);
+    }
 }
 
 struct Noted {
@@ -103,8 +115,7 @@ impl Places {
                 state.noted.insert(uid, noted)
             }
             None => {
-                state.asleep.remove(&uid);
-                state.stalled.remove(&uid);
+                state.wakes(&uid);
                 state.noted.remove(&uid)
             }
         };
@@ -128,6 +139,7 @@ impl Places {
             state.noted.retain(|uid, _| listed.contains(uid));
             state.asleep.retain(|uid| listed.contains(uid));
             state.stalled.retain(|uid| listed.contains(uid));
+            state.aside.retain(|uid| listed.contains(uid));
         }
         drop(state);
         self.changed();
@@ -159,6 +171,7 @@ impl Places {
         let mut state = self.state();
         let known = state.noted.values().map(|noted| &noted.place);
         let known = known.filter(|place| !place.uri.is_empty());
+        let known = known.filter(|place| !state.aside.contains(&place.uid));
         let known = known.chain(state.reserved.values());
         let hands = queue::hands(known, gates, &state.stalled);
         let turns = hands.into_iter().filter(|(_, hand)| *hand == Hand::Turn);
@@ -175,9 +188,9 @@ impl Places {
     pub fn ask(&self, place: Place, view: Vec<String>) -> Asked<'_> {
         let uid = place.uid.clone();
         let mut state = self.state();
+        state.wakes(&uid);
         // Before the answer, or what happens in between would wake nobody.
         state.asleep.insert(uid.clone());
-        state.stalled.remove(&uid);
         let asking = Asking {
             view,
             place,
@@ -201,11 +214,14 @@ impl Places {
             reserved,
             asleep,
             stalled,
+            aside,
             ..
         } = &mut *state;
         let asks = |place: &Place| asking.contains_key(&place.uid);
         let waiting = waiting(noted, asking);
-        let waiting = waiting.iter().filter(|place| !asks(place));
+        let waiting = waiting
+            .iter()
+            .filter(|place| !asks(place) && !aside.contains(&place.uid));
         let all = running.iter().chain(reserved.values());
         let all = all.filter(|place| !asks(place));
         let all = all.chain(waiting).chain(asking.values().map(|a| &a.place));
@@ -236,12 +252,19 @@ impl Places {
         self.state().stalled.insert(uid.to_string());
     }
 
+    /// A refresh that waits cannot even ask for its turn for now: nobody else
+    /// waits for it until it does.
+    pub fn steps_aside(&self, uid: &str) {
+        if self.state().aside.insert(uid.to_string()) {
+            self.changed();
+        }
+    }
+
     /// Forgets a refresh that has ended or is gone.
     pub fn forget(&self, uid: &str) {
         let mut state = self.state();
         state.reserved.remove(uid);
-        state.asleep.remove(uid);
-        state.stalled.remove(uid);
+        state.wakes(uid);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -427,6 +450,31 @@ mod tests {
         places.deal(&[], &limit(1));
         assert_eq!(asked.answer(), Some(Turn::Now));
         assert!(behind(&waits).contains("at its limit of 1"));
+    }
+
+    #[test]
+    fn one_that_cannot_even_ask_lets_the_next_one_of_its_view_go_until_it_can() {
+        let places = Places::default();
+        let (stuck, next) = (queued("a", "v"), queued("b", "v"));
+        for refresh in [&stuck, &next] {
+            places.note(refresh, false);
+        }
+        let asked = ask(&places, &next);
+        places.deal(&[], &limit(1));
+        assert!(behind(&asked).ends_with("behind mvr/a"));
+        drop(asked);
+        // What it did before it was held cannot be read.
+        places.steps_aside("uid-a");
+        assert_eq!(places.next(&limit(1)), [ObjectRef::from_obj(&next)]);
+        let asked = ask(&places, &next);
+        places.deal(&[], &limit(1));
+        assert_eq!(asked.answer(), Some(Turn::Now));
+        drop(asked);
+        // When it asks again it comes in its order.
+        let [stuck, next] = [&stuck, &next].map(|refresh| ask(&places, refresh));
+        places.deal(&[], &limit(1));
+        assert_eq!(stuck.answer(), Some(Turn::Now));
+        assert!(behind(&next).ends_with("behind mvr/a"));
     }
 
     #[test]

@@ -75,6 +75,7 @@ async fn passed(
     };
     let ended = pass.run(ctx).await;
     let phase = pass.phase();
+    let has_asked = pass.seen.turn.is_some();
     drop(pass);
     if phase.is_terminal() {
         ctx.at_rest(&uid);
@@ -85,7 +86,12 @@ async fn passed(
             return Ok(None);
         }
         End::Conflict => AFTER_CONFLICT,
-        End::Wait(Pause::BackOff) => return Ok(Some(ctx.put_off(&uid))),
+        End::Wait(Pause::BackOff) => {
+            if phase == Phase::Queued && !has_asked {
+                ctx.places.steps_aside(&uid);
+            }
+            return Ok(Some(ctx.put_off(&uid)));
+        }
         End::Wait(Pause::ForProgress) => ctx.between_looks(),
         End::Wait(Pause::AtMost(pause)) => pause,
     };

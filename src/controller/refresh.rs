@@ -70,6 +70,9 @@ fn waiting(seen: &Observed) -> Action {
         match &seen.outcome {
             None => return Action::Look(Look::Outcome),
             Some(OutcomeSeen::Found(outcome)) => return succeed(seen, outcome),
+            // The history was asked when its Job was gone, and no clock of it
+            // runs that would end the wait for another answer.
+            Some(OutcomeSeen::Unavailable(_)) if spec.cancel => return cancel(seen),
             Some(OutcomeSeen::Unavailable(why)) => return unread(seen, why),
             Some(OutcomeSeen::NotFound | OutcomeSeen::Denied(_)) => {}
         }

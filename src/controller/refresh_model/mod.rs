@@ -82,6 +82,8 @@ struct Pass {
 struct Model {
     now: i64,
     catalog_up: bool,
+    /// It stays away from those that were cancelled.
+    away_from_cancelled: bool,
     quota: bool,
     far: Far,
     stored: Vec<Stored>,
@@ -120,6 +122,7 @@ impl Model {
         let mut model = Model {
             now: 1_000,
             catalog_up: true,
+            away_from_cancelled: false,
             quota: false,
             far: Far::Up,
             stored,

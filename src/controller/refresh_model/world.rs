@@ -130,8 +130,10 @@ impl Model {
         }
     }
 
-    /// Faults stop; everything that should happen does, again and again.
+    /// Faults stop; everything that should happen does, again and again. But
+    /// the catalog may stay away from those that were cancelled.
     pub(super) fn settle(&mut self) {
+        self.away_from_cancelled = !self.catalog_up;
         self.catalog_up = true;
         self.quota = false;
         if self.far == Far::Away {
@@ -147,7 +149,7 @@ impl Model {
             }
         }
         for round in 0..60 {
-            if round % 20 == 19 && self.far == Far::Lost {
+            if round % 20 == 19 && (self.far == Far::Lost || self.away_from_cancelled) {
                 // Only the deadline ends what nobody can look at; each may have
                 // waited for the one before it.
                 self.now += DEADLINE + 100;

@@ -111,6 +111,31 @@ fn a_suspended_refresh_whose_commit_landed_after_all_succeeded() {
 }
 
 #[test]
+fn a_refresh_that_is_held_or_was_is_cancelled_though_its_history_cannot_be_read() {
+    for phase in [Phase::Suspended, Phase::Queued] {
+        for unread in [Some(OutcomeSeen::Unavailable("away".into())), denied()] {
+            let mut seen = started(None, 5);
+            seen.refresh.spec.suspend = phase == Phase::Suspended;
+            let status = seen.refresh.status.as_mut().unwrap();
+            status.phase = phase;
+            status.start_time = None;
+            seen.outcome = unread;
+            if let Action::Write(write) = decide(&seen) {
+                assert_eq!(write.status.phase, phase, "it waits, or queues");
+            }
+            seen.refresh.spec.cancel = true;
+            let (status, _) = written(decide(&seen));
+            assert_eq!(status.phase, Phase::Cancelled);
+            let message = status.message.unwrap();
+            assert!(
+                message.contains("without a look at the view's history"),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_resumed_refresh_queues_again() {
     let mut seen = seen(Some(Phase::Suspended));
     let (status, step) = written(decide(&seen));
