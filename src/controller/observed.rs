@@ -26,6 +26,10 @@ pub struct Observed {
     pub job_name: String,
     /// The namespace that its Job is in, or would be.
     pub job_namespace: String,
+    /// The same of the digest of its cluster's address; see [`JobRef::server`].
+    ///
+    /// [`JobRef::server`]: crate::resources::JobRef::server
+    pub job_server: Option<String>,
     /// Whether a Job of it would now be made in another cluster.
     pub remote: bool,
     /// How long it may take from its start.

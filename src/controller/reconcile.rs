@@ -22,7 +22,7 @@ use super::{admission, apply};
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, state};
 use crate::lean::Lean;
-use crate::resources::{MaterializedViewRefresh, Phase, RefreshClusterSpec, reasons};
+use crate::resources::{JobRef, MaterializedViewRefresh, Phase, RefreshClusterSpec, reasons};
 use crate::telemetry;
 
 /// More steps than any pass needs: a pass that takes more would never end.
@@ -150,13 +150,14 @@ impl<'a> Pass<'a> {
         let job = phase.is_terminal() && !is_held(&refresh);
         let job = job.then(|| look::cached_job(ctx, &refresh));
         let known = cluster.clone().unwrap_or_default();
-        let namespace = refresh.status.as_ref().and_then(|s| s.job.as_ref());
-        let namespace = namespace.map(|job| job.namespace.clone());
+        let made = refresh.status.as_ref().and_then(|s| s.job.clone());
+        let (namespace, server) = made.map(|job| (job.namespace, job.server)).unzip();
         Ok(Some(Pass {
             seen: Observed {
                 now: Timestamp::now(),
                 job_name,
                 job_namespace: namespace.unwrap_or_default(),
+                job_server: server.flatten(),
                 remote: known.is_remote(),
                 deadline: deadline(&refresh, &known),
                 world: None,
@@ -260,7 +261,9 @@ impl<'a> Pass<'a> {
                 if let Some(cluster) = &self.cluster {
                     self.seen.remote = cluster.is_remote();
                     self.seen.deadline = deadline(&self.seen.refresh, cluster);
-                    self.seen.job_namespace = self.namespace(ctx, cluster).await;
+                    let (namespace, server) = self.place(ctx, cluster).await;
+                    self.seen.job_namespace = namespace;
+                    self.seen.job_server = server;
                 }
             }
             Look::Turn => {
@@ -358,20 +361,54 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// What is to be said of its Job if that is in another namespace than its
-    /// RefreshCluster names now. One that was not seen yet is looked for there;
-    /// where it is not, it is to be made in the namespace that is named.
+    /// What is to be said of its Job if that is elsewhere than its
+    /// RefreshCluster points now: in another cluster or another namespace.
     async fn left_in(&mut self, target: &Target) -> Result<Option<JobSeen>, PassError> {
         // Where no Job of it is there, the next one may be anywhere.
         if !target.is_remote() || !self.seen.has_begun() {
             return Ok(None);
         }
-        let status = self.seen.status();
-        let Some(job) = status.job.filter(|job| job.namespace != target.namespace) else {
+        let Some(made) = self.seen.status().job else {
             return Ok(None);
         };
-        if job.uid.is_none() {
-            match target.has_job(&job.namespace, &job.name).await {
+        match is_elsewhere(&made, target.server()) {
+            true => self.left_in_cluster(&made, target).await,
+            false => self.left_in_namespace(&made, target).await,
+        }
+    }
+
+    /// The same where the kubeconfig gives another address than the Job was made
+    /// at. That it is found there shows that it is another name of one cluster.
+    async fn left_in_cluster(
+        &self,
+        made: &JobRef,
+        target: &Target,
+    ) -> Result<Option<JobSeen>, PassError> {
+        match target.has_job(&made.namespace, &made.name).await {
+            Ok(true) => return Ok(None),
+            Ok(false) => {}
+            // It answers that this namespace is none of relance's there.
+            Err(error) if error.code().is_some() => {}
+            Err(error) => return Ok(Some(look::out_of_sight(target, error)?)),
+        }
+        Ok(Some(JobSeen::Lost(format!(
+            "it was made in another cluster than RefreshCluster '{}' points to now",
+            self.seen.refresh.spec.cluster
+        ))))
+    }
+
+    /// The same of the namespace. One that was not seen yet is looked for there;
+    /// where it is not, it is to be made in the namespace that is named.
+    async fn left_in_namespace(
+        &mut self,
+        made: &JobRef,
+        target: &Target,
+    ) -> Result<Option<JobSeen>, PassError> {
+        if made.namespace == target.namespace {
+            return Ok(None);
+        }
+        if made.uid.is_none() {
+            match target.has_job(&made.namespace, &made.name).await {
                 Ok(true) => {}
                 Ok(false) => {
                     self.seen.job_namespace = target.namespace.clone();
@@ -382,20 +419,24 @@ impl<'a> Pass<'a> {
         }
         Ok(Some(JobSeen::Lost(format!(
             "it was made in namespace '{}', and RefreshCluster '{}' names '{}' now",
-            job.namespace, self.seen.refresh.spec.cluster, target.namespace
+            made.namespace, self.seen.refresh.spec.cluster, target.namespace
         ))))
     }
 
-    /// The namespace of a Job that would be made now.
-    async fn namespace(&self, ctx: &Context, cluster: &RefreshClusterSpec) -> String {
+    /// The namespace of a Job that would be made now, and by what its cluster is
+    /// known again.
+    async fn place(&self, ctx: &Context, cluster: &RefreshClusterSpec) -> (String, Option<String>) {
         let home = || ctx.targets.home().namespace.clone();
         if !cluster.is_remote() {
-            return home();
+            return (home(), None);
         }
         let name = &self.seen.refresh.spec.cluster;
         match ctx.targets.reach(name, Some(cluster)).await {
-            Reach::By(target) => target.namespace.clone(),
-            _ => cluster.namespace.clone().unwrap_or_else(home),
+            Reach::By(target) => (
+                target.namespace.clone(),
+                target.server().map(str::to_string),
+            ),
+            _ => (cluster.namespace.clone().unwrap_or_else(home), None),
         }
     }
 
@@ -526,6 +567,13 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// Whether a Job was made at another address than `server`, where that of the
+/// Job is known: one that was made by an older relance says none.
+fn is_elsewhere(made: &JobRef, server: Option<&str>) -> bool {
+    let at = made.server.as_deref();
+    at.is_some_and(|at| server.is_some_and(|server| at != server))
+}
+
 /// How long a refresh may take through a cluster.
 fn deadline(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec) -> SignedDuration {
     SignedDuration::from_secs(cluster.deadline_seconds(refresh.spec.active_deadline_seconds))
@@ -550,5 +598,24 @@ pub fn gone_or<T>(deleted: Result<T, kube::Error>) -> Result<(), kube::Error> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_elsewhere_where_its_address_is_known_to_be_another() {
+        let made = |server: Option<&str>| JobRef {
+            name: "r-0".into(),
+            namespace: "n".into(),
+            cluster: "far".into(),
+            server: server.map(String::from),
+            uid: None,
+        };
+        assert!(is_elsewhere(&made(Some("a")), Some("b")));
+        assert!(!is_elsewhere(&made(Some("a")), Some("a")));
+        assert!(!is_elsewhere(&made(None), Some("b")), "it says none");
     }
 }

@@ -290,6 +290,7 @@ fn job_ref(seen: &Observed, uid: Option<String>) -> JobRef {
         name: seen.job_name.clone(),
         namespace: seen.job_namespace.clone(),
         cluster: seen.refresh.spec.cluster.clone(),
+        server: seen.job_server.clone(),
         uid,
     }
 }

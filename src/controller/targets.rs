@@ -17,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::election::Leadership;
 use crate::launch::kubeconfig;
-use crate::launch::target::{Target, Touched};
+use crate::launch::target::{Remote, Target, Touched};
 use crate::resources::{KubeconfigRef, RefreshClusterSpec, names};
 
 /// How often a Secret is read again.
@@ -198,6 +198,7 @@ impl Targets {
             Err(refusal) => return Reach::Refused(refusal.to_string()),
         };
         let namespace = namespace.unwrap_or(&config.default_namespace).to_string();
+        let server = kubeconfig::server_digest(&config);
         let Ok(client) = Client::try_from(config) else {
             // Its words could repeat a key.
             return Reach::Refused(
@@ -206,7 +207,11 @@ impl Targets {
         };
         let client = self.leadership.fence(client);
         tracing::info!(cluster = name, namespace, "connecting to a cluster");
-        let target = Target::new(client, &namespace, &self.labels, Some(name), &self.touched);
+        let remote = Some(Remote {
+            name: name.to_string(),
+            server,
+        });
+        let target = Target::new(client, &namespace, &self.labels, remote, &self.touched);
         Reach::By(Arc::new(target))
     }
 

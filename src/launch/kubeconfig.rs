@@ -16,6 +16,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use serde_yaml::Value;
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::kubernetes;
@@ -113,6 +114,16 @@ const TAKEN: [(&str, &[&str]); 2] = [
         ],
     ),
 ];
+
+/// By what a cluster is known again: a digest of its API server's address, which
+/// other credentials and another certificate authority leave as it is.
+pub fn server_digest(config: &Config) -> String {
+    let address = config.cluster_url.to_string();
+    // Without a default port, and in small letters.
+    let address = url::Url::parse(&address).map_or(address, |url| url.to_string());
+    let digest = Sha256::digest(address.trim_end_matches('/'));
+    hex::encode(&digest[..8])
+}
 
 /// How to reach the cluster that a kubeconfig's current context names. Its
 /// `default_namespace` is the context's, or `default`.
@@ -302,6 +313,21 @@ mod tests {
         assert!(!config.accept_invalid_certs);
         assert!(config.auth_info.token.is_some());
         assert!(config.auth_info.token_file.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_cluster_is_known_again_by_its_address_alone() {
+        let mut kubeconfig = good();
+        let known = server_digest(&taken(&kubeconfig).await.unwrap());
+        assert_eq!(known.len(), 16);
+        kubeconfig["users"][0]["user"]["token"] = json!("rotated");
+        kubeconfig["contexts"][0]["context"]["namespace"] = json!("others");
+        let cluster = &mut kubeconfig["clusters"][0]["cluster"];
+        cluster["tls-server-name"] = json!("api");
+        cluster["server"] = json!("HTTPS://10.0.0.1:6443/");
+        assert_eq!(server_digest(&taken(&kubeconfig).await.unwrap()), known);
+        kubeconfig["clusters"][0]["cluster"]["server"] = json!("https://10.0.0.2:6443");
+        assert_ne!(server_digest(&taken(&kubeconfig).await.unwrap()), known);
     }
 
     #[tokio::test]

@@ -76,6 +76,17 @@ fn at_work(job: &Job) -> Option<String> {
     (!over).then(|| uid.clone())
 }
 
+/// Another cluster than the operator's own.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// The RefreshCluster.
+    pub name: String,
+    /// By what it is known again; see [`server_digest`].
+    ///
+    /// [`server_digest`]: super::kubeconfig::server_digest
+    pub server: String,
+}
+
 /// A cluster and a namespace of it that Jobs run in.
 pub struct Target {
     /// The namespace of the Jobs.
@@ -93,8 +104,7 @@ pub struct Target {
     /// The names of a Job's pods, by its UID.
     pods_of: PodNames,
     client: Client,
-    /// The RefreshCluster, where it is another cluster.
-    remote: Option<String>,
+    remote: Option<Remote>,
     contact: Mutex<Contact>,
     _watches: DropGuard,
 }
@@ -115,13 +125,13 @@ struct Contact {
 
 impl Target {
     /// A target whose watches tell `touched` of each change to a Job or pod
-    /// that carries `labels`, until it is dropped. `remote` names the
-    /// RefreshCluster of another cluster.
+    /// that carries `labels`, until it is dropped. `remote` says which other
+    /// cluster it is, if it is one.
     pub fn new(
         client: Client,
         namespace: &str,
         labels: &str,
-        remote: Option<&str>,
+        remote: Option<Remote>,
         touched: &UnboundedSender<Touched>,
     ) -> Target {
         let (known_jobs, job_writer) = reflector::store();
@@ -156,7 +166,7 @@ impl Target {
             known_pods,
             pods_of,
             client,
-            remote: remote.map(String::from),
+            remote,
             contact: Mutex::default(),
             _watches: ending.drop_guard(),
         }
@@ -167,13 +177,18 @@ impl Target {
         self.remote.is_some()
     }
 
+    /// By what it is known again, where it is another cluster.
+    pub fn server(&self) -> Option<&str> {
+        self.remote.as_ref().map(|remote| remote.server.as_str())
+    }
+
     /// The version that its API server says it has.
     pub async fn version(&self) -> Result<String, TargetError> {
         let version = self.ask(self.client.apiserver_version()).await?;
         Ok(version.git_version)
     }
 
-    /// Whether there is a Job of that name in another namespace.
+    /// Whether there is a Job of that name in a namespace, this or another.
     pub async fn has_job(&self, namespace: &str, name: &str) -> Result<bool, TargetError> {
         let jobs: Api<Lean<Job>> = Api::namespaced(self.client.clone(), namespace);
         Ok(self.ask(jobs.get_opt(name)).await?.is_some())
@@ -191,7 +206,7 @@ impl Target {
         &self,
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, TargetError> {
-        let Some(cluster) = &self.remote else {
+        let Some(Remote { name: cluster, .. }) = &self.remote else {
             return Ok(call.await?);
         };
         if let Some(why) = self.rests() {

@@ -140,6 +140,9 @@ pub struct JobRef {
     pub namespace: String,
     /// The RefreshCluster that it was launched through.
     pub cluster: String,
+    /// Where that is another cluster: a digest of its API server's address, by which it is known again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
     /// The Job's UID, once it is known to exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,

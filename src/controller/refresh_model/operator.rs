@@ -59,6 +59,7 @@ impl Model {
             now: Timestamp::from_second(self.now).unwrap(),
             job_name: format!("job-{of}"),
             job_namespace: "ns".into(),
+            job_server: None,
             remote: remote(of),
             deadline: SignedDuration::from_secs(DEADLINE),
             job: (terminal && !is_held(&refresh)).then(|| self.cached_job(of)),

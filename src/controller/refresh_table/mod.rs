@@ -45,6 +45,7 @@ fn seen(phase: Option<Phase>) -> Observed {
         refresh,
         job_name: "r-01234567".into(),
         job_namespace: "ns".into(),
+        job_server: None,
         remote: false,
         deadline: SignedDuration::from_secs(600),
         world: None,
@@ -71,6 +72,7 @@ fn started(uid: Option<&str>, ago: i64) -> Observed {
         name: "r-01234567".into(),
         namespace: "ns".into(),
         cluster: "default".into(),
+        server: None,
         uid: uid.map(String::from),
     });
     seen

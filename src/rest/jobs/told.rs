@@ -265,6 +265,7 @@ mod tests {
                 name: "r-1".into(),
                 namespace: "n".into(),
                 cluster: "c".into(),
+                server: None,
                 uid: None,
             });
             status.progress = done.map(|(units_done, units_total)| Progress {
