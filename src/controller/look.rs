@@ -229,7 +229,8 @@ pub async fn job(
             None => {
                 // Another one may be launched beside them: their claims are the
                 // same. That it was stopped is said only once it was.
-                let stopped = refresh.spec.cancel || refresh.spec.suspend;
+                let deleted = refresh.metadata.deletion_timestamp.is_some();
+                let stopped = refresh.spec.cancel || refresh.spec.suspend || deleted;
                 let survivors = made.filter(|_| stopped).and_then(|uid| {
                     let pods = target.pods_of(&uid);
                     state::of_survivors(&uid, pods.iter().map(AsRef::as_ref))

@@ -254,6 +254,11 @@ impl Observed {
         is_held(&self.refresh)
     }
 
+    /// Whether it goes once its finalizers have.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.refresh.metadata.deletion_timestamp.is_some()
+    }
+
     pub(super) fn status(&self) -> MaterializedViewRefreshStatus {
         self.refresh.status.clone().unwrap_or_default()
     }

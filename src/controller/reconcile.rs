@@ -198,7 +198,7 @@ impl<'a> Pass<'a> {
                     let released = apply::release(ctx, &self.seen.refresh, step.as_ref()).await?;
                     match released {
                         Some(released) => self.seen.refresh = released,
-                        None if self.is_deleted() => return Ok(End::Gone),
+                        None if self.seen.is_deleted() => return Ok(End::Gone),
                         None => return Ok(End::Conflict),
                     }
                 }
@@ -227,10 +227,6 @@ impl<'a> Pass<'a> {
         let status = self.seen.refresh.status.as_ref();
         let start = status.and_then(|s| s.start_time.as_ref());
         start.is_some_and(|start| self.seen.now.duration_since(start.0).as_secs() >= 1)
-    }
-
-    fn is_deleted(&self) -> bool {
-        self.seen.refresh.metadata.deletion_timestamp.is_some()
     }
 
     fn phase(&self) -> Phase {

@@ -43,12 +43,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// What to do next about a refresh.
 pub fn decide(seen: &Observed) -> Action {
-    if seen.refresh.metadata.deletion_timestamp.is_some() {
-        return match seen.is_held() {
-            true => deleted(seen),
-            // Its Job is deleted with it, by the ownerReference.
-            false => Action::Wait(Pause::ForChange),
-        };
+    if seen.is_deleted() && seen.is_held() {
+        return deleted(seen);
     }
     match seen.phase() {
         Phase::Succeeded | Phase::Failed | Phase::Cancelled => after_the_end(seen),
@@ -57,9 +53,14 @@ pub fn decide(seen: &Observed) -> Action {
     }
 }
 
+/// Whether it is to end. One that is being deleted is there only because
+/// somebody's finalizer keeps it: nothing else ends its Job while it is.
+fn is_unwanted(seen: &Observed) -> bool {
+    seen.refresh.spec.cancel || seen.is_deleted()
+}
+
 fn to_be_stopped(seen: &Observed) -> bool {
-    let spec = &seen.refresh.spec;
-    spec.cancel || spec.suspend || seen.overdue(DEADLINE_MARGIN)
+    is_unwanted(seen) || seen.refresh.spec.suspend || seen.overdue(DEADLINE_MARGIN)
 }
 
 /// Queued or Suspended: no Job of it exists.
@@ -72,12 +73,12 @@ fn waiting(seen: &Observed) -> Action {
             Some(OutcomeSeen::Found(outcome)) => return succeed(seen, outcome),
             // The history was asked when its Job was gone, and no clock of it
             // runs that would end the wait for another answer.
-            Some(OutcomeSeen::Unavailable(_)) if spec.cancel => return cancel(seen),
+            Some(OutcomeSeen::Unavailable(_)) if is_unwanted(seen) => return cancel(seen),
             Some(OutcomeSeen::Unavailable(why)) => return unread(seen, why),
             Some(OutcomeSeen::NotFound | OutcomeSeen::Denied(_)) => {}
         }
     }
-    if spec.cancel {
+    if is_unwanted(seen) {
         return cancel(seen);
     }
     if spec.suspend {
@@ -200,7 +201,7 @@ fn out_of_reach(seen: &Observed, why: &str) -> Action {
             Pause::AtMost(TRY_AGAIN),
         );
     }
-    if seen.refresh.spec.cancel {
+    if is_unwanted(seen) {
         return cancel(seen);
     }
     let message = format!(
@@ -211,7 +212,7 @@ fn out_of_reach(seen: &Observed, why: &str) -> Action {
 
 /// Nobody can ask after its Job, nor stop it.
 fn lost(seen: &Observed, why: &str) -> Action {
-    if seen.refresh.spec.cancel {
+    if is_unwanted(seen) {
         return end(status::cancelled_unseen(seen, why));
     }
     if !seen.overdue(DEADLINE_MARGIN) {
@@ -286,7 +287,7 @@ fn left(seen: &Observed, why: &str) -> Step {
 
 /// No Job, no commit.
 fn without_job(seen: &Observed) -> Action {
-    if seen.refresh.spec.cancel {
+    if is_unwanted(seen) {
         return cancel(seen);
     }
     if seen.overdue(SignedDuration::ZERO) {
@@ -351,7 +352,7 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
             )),
         },
         Some(JobEnd::Failed { reason, message }) => resolve(seen, |seen| {
-            if seen.refresh.spec.cancel {
+            if is_unwanted(seen) {
                 return cancel(seen);
             }
             end(status::failed(seen, reason, message))
@@ -420,7 +421,8 @@ fn after_the_end(seen: &Observed) -> Action {
     }
     match left {
         None => keep(seen, Pause::ForChange),
-        Some(_) if is_over => Action::DeleteRefresh,
+        Some(_) if is_over && !seen.is_deleted() => Action::DeleteRefresh,
+        Some(_) if is_over => keep(seen, Pause::ForChange),
         Some(left) => keep(seen, Pause::AtMost(left)),
     }
 }

@@ -216,13 +216,15 @@ fn allowed(seen: &Observed) -> SignedDuration {
 
 /// It was asked to end.
 pub fn cancelled(seen: &Observed) -> Status {
-    cancelled_so(seen, "Cancelled by spec.cancel; the view is as it was")
+    let message = format!("Cancelled by {}; the view is as it was", by(seen));
+    cancelled_so(seen, &message)
 }
 
 /// It was asked to end, and nobody can look whether its Job did.
 pub fn cancelled_unseen(seen: &Observed, why: &str) -> Status {
     let message = format!(
-        "Cancelled by spec.cancel, without its Job having been seen to end: {why}; should that still commit, the view is right all the same"
+        "Cancelled by {}, without its Job having been seen to end: {why}; should that still commit, the view is right all the same",
+        by(seen)
     );
     cancelled_so(seen, &message)
 }
@@ -230,9 +232,18 @@ pub fn cancelled_unseen(seen: &Observed, why: &str) -> Status {
 /// It was asked to end, and the view's history cannot be read.
 pub fn cancelled_unread(seen: &Observed, why: &str) -> Status {
     let message = format!(
-        "Cancelled by spec.cancel, without a look at the view's history: {why}; should its Job have committed, the view is right all the same"
+        "Cancelled by {}, without a look at the view's history: {why}; should its Job have committed, the view is right all the same",
+        by(seen)
     );
     cancelled_so(seen, &message)
+}
+
+/// What has asked it to end.
+fn by(seen: &Observed) -> &'static str {
+    match seen.refresh.spec.cancel {
+        true => "spec.cancel",
+        false => "its deletion",
+    }
 }
 
 fn cancelled_so(seen: &Observed, message: &str) -> Status {

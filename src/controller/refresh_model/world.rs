@@ -74,6 +74,12 @@ impl Model {
         *stored.refresh.metadata.generation.get_or_insert(1) += 1;
     }
 
+    fn delete(&mut self, of: usize) {
+        self.edit(of, |refresh| {
+            refresh.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        });
+    }
+
     /// One thing happens.
     pub(super) fn happen(&mut self, dice: u32) {
         let of = (dice >> 8) as usize % REFRESHES;
@@ -121,11 +127,11 @@ impl Model {
             }
             62 if kind.is_multiple_of(8) && remote(of) => {
                 if is_held(&self.stored[of].refresh) {
-                    self.edit(of, |refresh| {
-                        refresh.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
-                    });
+                    self.delete(of);
                 }
             }
+            // Somebody's finalizer keeps it.
+            62 if kind.is_multiple_of(8) => self.delete(of),
             _ => self.now += i64::from(kind % 40),
         }
     }
@@ -180,7 +186,11 @@ impl Model {
         }
         for (of, stored) in self.stored.iter().enumerate() {
             let deleted = stored.refresh.metadata.deletion_timestamp.is_some();
-            assert_eq!(stored.gone, deleted, "r{of} is deleted and stays");
+            assert_eq!(
+                stored.gone,
+                deleted && remote(of),
+                "r{of} is deleted and stays"
+            );
             if stored.gone {
                 continue;
             }

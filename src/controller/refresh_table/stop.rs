@@ -211,10 +211,35 @@ fn a_finished_refresh_is_deleted_when_its_time_to_live_is_over() {
 }
 
 #[test]
-fn a_refresh_that_is_being_deleted_is_left_alone() {
-    let mut seen = started(None, 5);
+fn a_refresh_whose_deletion_somebodys_finalizer_holds_up_is_stopped_as_by_cancel() {
+    let mut seen = started(Some(UID), 5);
     seen.refresh.metadata.deletion_timestamp = Some(at(NOW));
+    seen.refresh.metadata.finalizers = Some(vec!["somebody.example/keeps".into()]);
+    assert_eq!(decide(&seen), Action::Look(Look::Job));
+    seen.job = job(None);
+    assert_eq!(decide(&seen), Action::DeleteJob { uid: UID.into() });
+    seen.job = Some(JobSeen::Absent);
+    seen.outcome = Some(OutcomeSeen::NotFound);
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Cancelled);
+    assert_eq!(
+        status.message.as_deref(),
+        Some("Cancelled by its deletion; the view is as it was")
+    );
+    // It stays for as long as that finalizer does, its time to live over or not.
+    seen.refresh.status = Some(status);
+    seen.refresh.spec.ttl_seconds_after_finished = Some(0);
     assert_eq!(decide(&seen), Action::Wait(Pause::ForChange));
+    seen.refresh.status = started(Some(UID), 5).refresh.status;
+    seen.outcome = Some(OutcomeSeen::Found(outcome()));
+    assert_eq!(ends(decide(&seen)).0, Phase::Succeeded);
+}
+
+#[test]
+fn a_refresh_that_is_deleted_before_its_turn_never_gets_it() {
+    let mut seen = seen(Some(Phase::Queued));
+    seen.refresh.metadata.deletion_timestamp = Some(at(NOW));
+    assert_eq!(ends(decide(&seen)).0, Phase::Cancelled);
 }
 
 #[test]
