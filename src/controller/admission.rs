@@ -22,6 +22,7 @@ use super::context::Context;
 use super::places::Asked;
 use super::queue::{Gate, Place};
 use super::refresh::{Turn, World};
+use super::survivors;
 use super::targets::Targets;
 use crate::resources::{MaterializedViewRefresh, Phase, RefreshCluster};
 
@@ -72,10 +73,13 @@ async fn deal(ctx: &Context, pace: &mut Pace) -> Result<(), kube::Error> {
     // What is written while the list is on its way may be in neither.
     let mut running = ctx.places.reserved();
     let began = Instant::now();
+    survivors::listed(ctx).await;
     running.extend(list_running(ctx).await?);
+    let asking = ctx.places.asking();
+    running.extend(survivors::places(ctx, &asking, &running).await?);
     pace.0 = Some(Instant::now() + (PAUSE * began.elapsed()).min(LONGEST_PAUSE));
     let gates = gates(ctx.all_clusters(), &ctx.targets);
-    ctx.places.deal(&running, &gates);
+    ctx.places.deal_to(&asking, &running, &gates);
     Ok(())
 }
 

@@ -10,6 +10,9 @@
 //! | `Suspended` | no Job of it exists, its claims are kept | `Queued`: no longer suspended · `Cancelled` |
 //! | `Succeeded`, `Failed`, `Cancelled` | final; no cache holds it any more ([`ended`]) | the same, its caller's credential deleted, where one was forwarded · deletion, once `ttlSecondsAfterFinished` is over |
 //!
+//! A refresh that is being deleted and still there, for somebody's finalizer, goes
+//! on as by `spec.cancel`.
+//!
 //! Where the Job is in another cluster, the refresh has a finalizer from before
 //! the intent until that Job works no more. `Running` may then go to `Failed`
 //! (`ClusterLost`) too: its cluster was out of reach until the deadline, and
@@ -39,7 +42,8 @@
 //!
 //! Whose turn it is ([`queue`]) is decided by one pass at a time, from a
 //! fresh list of what runs; a turn that was given and is not yet written is
-//! kept in memory until it is.
+//! kept in memory until it is. A refresh that was deleted while it ran keeps its
+//! view for as long as a worker of it may still commit ([`survivors`]).
 
 mod admission;
 mod apply;
@@ -59,6 +63,7 @@ mod reconcile;
 pub mod refresh;
 mod runner;
 mod status;
+mod survivors;
 mod targets;
 
 #[cfg(test)]
@@ -250,10 +255,14 @@ async fn run(
     });
     let (late, came_late) = mpsc::unbounded_channel();
     let touched = {
-        let (active, at) = (refreshes.clone(), namespace.clone());
+        let (active, at, places) = (refreshes.clone(), namespace.clone(), places.clone());
         together(touched).map(move |touched| {
             let refresh = ObjectRef::new(&touched.refresh).within(&at);
             let known = active.get(&refresh).and_then(|known| known.uid());
+            if known.is_none() {
+                // The last worker of a refresh that is gone may have ended.
+                places.changed();
+            }
             if touched.at_work.is_some_and(|uid| known != Some(uid)) {
                 // A create that was sent before an operator died has landed
                 // late. Nobody listens any more if the controller has gone.

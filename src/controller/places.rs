@@ -205,8 +205,30 @@ impl Places {
         self.state().reserved.values().cloned().collect()
     }
 
-    /// Answers all that ask, where `running` are those that run.
-    pub fn deal(&self, running: &[Place], gates: &BTreeMap<String, Gate>) {
+    /// The URIs of the views of those that ask, by their UIDs.
+    pub fn asking(&self) -> HashMap<String, String> {
+        let state = self.state();
+        let asking = state.asking.iter();
+        asking
+            .map(|(uid, asking)| (uid.clone(), asking.place.uri.clone()))
+            .collect()
+    }
+
+    /// Answers all that ask.
+    #[cfg(test)]
+    fn deal(&self, running: &[Place], gates: &BTreeMap<String, Gate>) {
+        self.deal_to(&self.asking(), running, gates);
+    }
+
+    /// Answers those whose UIDs are in `whom`, as [`Places::asking`] gave them,
+    /// where `running` are those that run. What stands before one that has come
+    /// to ask since was not looked for.
+    pub fn deal_to(
+        &self,
+        whom: &HashMap<String, String>,
+        running: &[Place],
+        gates: &BTreeMap<String, Gate>,
+    ) {
         let mut state = self.state();
         let State {
             noted,
@@ -226,7 +248,7 @@ impl Places {
         let all = all.filter(|place| !asks(place));
         let all = all.chain(waiting).chain(asking.values().map(|a| &a.place));
         let hands = queue::hands(all, gates, stalled).into_iter();
-        let answers = hands.filter(|(place, _)| asks(place));
+        let answers = hands.filter(|(place, _)| asks(place) && whom.contains_key(&place.uid));
         let answers: Vec<(String, Turn)> = answers
             .map(|(place, hand)| (place.uid.clone(), hand.turn(place)))
             .collect();
@@ -387,6 +409,22 @@ mod tests {
         let asked = ask(&places, &me);
         places.deal(&[Place::of(&running("new", "v")).unwrap()], &limit(9));
         assert!(behind(&asked).ends_with("behind mvr/new"));
+    }
+
+    #[test]
+    fn one_that_came_to_ask_after_it_was_looked_what_runs_is_answered_the_next_time() {
+        let places = Places::default();
+        let first = ask(&places, &queued("a", "v"));
+        let asking = places.asking();
+        let late = ask(&places, &queued("b", "w"));
+        places.deal_to(&asking, &[], &limit(9));
+        assert_eq!(first.answer(), Some(Turn::Now));
+        assert_eq!(late.answer(), None);
+        // A worker of a refresh that is gone was found at work on its view.
+        let mut gone = Place::of(&running("gone", "w")).unwrap();
+        gone.name += " (deleted)";
+        places.deal(&[gone], &limit(9));
+        assert!(behind(&late).ends_with("behind mvr/gone (deleted)"));
     }
 
     #[test]

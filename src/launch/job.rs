@@ -163,6 +163,8 @@ pub fn is_of(job: &Job, refresh: &MaterializedViewRefresh) -> bool {
 
 fn labels(refresh: &MaterializedViewRefresh, home: &Home) -> BTreeMap<String, String> {
     let meta = &refresh.metadata;
+    let uri = refresh.status.as_ref().and_then(|s| s.view_uri.as_ref());
+    let view = uri.map(|uri| (names::VIEW_LABEL, names::view_digest(uri)));
     [
         (names::MANAGED_BY.0, names::MANAGED_BY.1.to_string()),
         (names::REFRESH_LABEL, meta.name.clone().unwrap_or_default()),
@@ -174,6 +176,7 @@ fn labels(refresh: &MaterializedViewRefresh, home: &Home) -> BTreeMap<String, St
         (names::HOME_LABEL, home.id.clone()),
     ]
     .into_iter()
+    .chain(view)
     .map(|(key, value)| (key.to_string(), value))
     .collect()
 }
@@ -476,6 +479,18 @@ mod tests {
                 "3f0c0000-0000-4000-8000-000000000001"
             );
             assert_eq!(labels[names::HOME_LABEL], "home-1");
+        }
+    }
+
+    #[test]
+    fn a_job_and_its_pods_say_which_view_they_work_on() {
+        let mut refresh = refresh(json!({"view": ["v"]}));
+        refresh.status.get_or_insert_default().view_uri = Some("mem://v".into());
+        let job = job(&refresh, &RefreshClusterSpec::default(), &home(), HERE).unwrap();
+        let digest = Some(names::view_digest("mem://v"));
+        let template = job.spec.unwrap().template.metadata.unwrap();
+        for labels in [job.metadata.labels, template.labels] {
+            assert_eq!(labels.unwrap().get(names::VIEW_LABEL).cloned(), digest);
         }
     }
 

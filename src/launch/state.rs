@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::engine::outcome::Outcome;
 use crate::protocol::{Ending, exit};
@@ -72,6 +73,16 @@ pub fn of_survivors<'a>(uid: &str, pods: impl IntoIterator<Item = &'a Pod>) -> O
 fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// How long after its deletion was due a pod is taken to be at work: a node that
+/// is lost keeps its pods for ever.
+const LOST: SignedDuration = SignedDuration::from_secs(60);
+
+/// Whether a pod may still do something.
+pub fn may_work(pod: &Pod, now: Timestamp) -> bool {
+    let due = pod.metadata.deletion_timestamp.as_ref().map(|at| at.0);
+    !is_over(pod) && due.is_none_or(|due| now.duration_since(due) <= LOST)
 }
 
 /// Whether a pod belongs to the Job with this UID.
@@ -272,6 +283,8 @@ fn ending(pod: &Pod) -> Option<Ending> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
     use super::*;
     use crate::lean::Lean;
     use serde_json::{Value, json};
@@ -293,6 +306,23 @@ mod tests {
             "status": status,
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_pod_may_work_until_it_has_ended_or_its_node_is_taken_to_be_lost() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let due = |ago: i64| {
+            let mut pod = pod(json!({"phase": "Running"}));
+            let at = Timestamp::from_second(1_000_000 - ago).unwrap();
+            pod.metadata.deletion_timestamp = Some(Time(at));
+            pod
+        };
+        assert!(may_work(&pod(json!({"phase": "Running"})), now));
+        assert!(may_work(&pod(json!({"phase": "Pending"})), now));
+        assert!(!may_work(&pod(json!({"phase": "Failed"})), now));
+        assert!(may_work(&due(-20), now), "it has its grace period");
+        assert!(may_work(&due(60), now));
+        assert!(!may_work(&due(61), now));
     }
 
     fn ended(code: i32, ending: Option<Ending>, second: u8) -> Pod {

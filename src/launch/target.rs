@@ -99,8 +99,8 @@ pub struct Target {
     pub events: Api<Event>,
     /// The same Jobs as the watch showed them last.
     pub known_jobs: Store<Job>,
-    /// The same pods.
-    known_pods: Store<Pod>,
+    /// The same of their pods.
+    pub known_pods: Store<Pod>,
     /// The names of a Job's pods, by its UID.
     pods_of: PodNames,
     client: Client,
@@ -362,6 +362,13 @@ impl Target {
             names.remove(job_uid);
         }
         pods
+    }
+
+    /// Waits until the watches have listed what is there.
+    pub async fn listed(&self) {
+        // Its writers live as long as this does.
+        let _ = self.known_jobs.wait_until_ready().await;
+        let _ = self.known_pods.wait_until_ready().await;
     }
 
     /// A Job as the watch showed it last, where that can be relied on: another

@@ -22,6 +22,10 @@ pub const REFRESH_LABEL: &str = "relance.dev/refresh";
 /// is where names clash.
 pub const REFRESH_UID_LABEL: &str = "relance.dev/refresh-uid";
 
+/// Label: a digest of the URI of the view that a Job or pod works on. Says which
+/// view is busy with it once its refresh is gone.
+pub const VIEW_LABEL: &str = "relance.dev/view";
+
 /// Label: the RefreshCluster that a Job was launched through.
 pub const CLUSTER_LABEL: &str = "relance.dev/cluster";
 
@@ -120,6 +124,11 @@ pub fn launched_from(home: &str) -> String {
 pub fn job(refresh: &str, refresh_uid: &str, home: &str) -> String {
     let digest = Sha256::digest(format!("{home}/{refresh_uid}"));
     format!("{refresh}-{}", hex::encode(&digest[..4]))
+}
+
+/// What [`VIEW_LABEL`] says of the view at `uri`.
+pub fn view_digest(uri: &str) -> String {
+    hex::encode(&Sha256::digest(uri)[..16])
 }
 
 #[cfg(test)]
