@@ -367,7 +367,10 @@ impl<'a> Pass<'a> {
         let Some(made) = self.seen.status().job else {
             return Ok(None);
         };
-        match is_elsewhere(&made, target.server()) {
+        match target
+            .server()
+            .is_some_and(|server| made.is_elsewhere(server))
+        {
             true => self.left_in_cluster(&made, target).await,
             false => self.left_in_namespace(&made, target).await,
         }
@@ -563,13 +566,6 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Whether a Job was made at another address than `server`, where that of the
-/// Job is known: one that was made by an older relance says none.
-fn is_elsewhere(made: &JobRef, server: Option<&str>) -> bool {
-    let at = made.server.as_deref();
-    at.is_some_and(|at| server.is_some_and(|server| at != server))
-}
-
 /// How long a refresh may take through a cluster.
 fn deadline(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec) -> SignedDuration {
     SignedDuration::from_secs(cluster.deadline_seconds(refresh.spec.active_deadline_seconds))
@@ -594,24 +590,5 @@ pub fn gone_or<T>(deleted: Result<T, kube::Error>) -> Result<(), kube::Error> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_job_is_elsewhere_where_its_address_is_known_to_be_another() {
-        let made = |server: Option<&str>| JobRef {
-            name: "r-0".into(),
-            namespace: "n".into(),
-            cluster: "far".into(),
-            server: server.map(String::from),
-            uid: None,
-        };
-        assert!(is_elsewhere(&made(Some("a")), Some("b")));
-        assert!(!is_elsewhere(&made(Some("a")), Some("a")));
-        assert!(!is_elsewhere(&made(None), Some("b")), "it says none");
     }
 }

@@ -80,7 +80,7 @@ pub async fn release(access: &Access, args: &ReleaseArgs) -> Result<i32, PluginE
 async fn stop_job(
     access: &Access,
     refresh: &MaterializedViewRefresh,
-    there: &mut HashMap<String, Result<Client, String>>,
+    there: &mut HashMap<String, Result<There, String>>,
 ) -> String {
     let Some(job) = refresh.status.as_ref().and_then(|s| s.job.as_ref()) else {
         return "it had no Job yet".to_string();
@@ -90,7 +90,7 @@ async fn stop_job(
         there.insert(cluster.clone(), connect(access, cluster).await);
     }
     let stopped = match &there[cluster] {
-        Ok(client) => stop(client, job).await,
+        Ok(there) => stop(there, job).await,
         Err(why) => Err(why.clone()),
     };
     stopped.unwrap_or_else(|why| {
@@ -141,8 +141,15 @@ async fn until_nobody_acts(access: &Access, args: &ReleaseArgs) -> Result<(), Pl
     }
 }
 
-/// A client for the cluster of a RefreshCluster, or why there is none.
-async fn connect(access: &Access, cluster: &str) -> Result<Client, String> {
+/// The cluster of a RefreshCluster.
+struct There {
+    client: Client,
+    /// By what it is known again.
+    server: String,
+}
+
+/// The cluster of a RefreshCluster, or why it cannot be reached.
+async fn connect(access: &Access, cluster: &str) -> Result<There, String> {
     let found = access.clusters.get_opt(cluster).await;
     let found = found.map_err(|error| access.error(&error).to_string())?;
     let reference = found.and_then(|found| found.spec.kubeconfig_secret_ref);
@@ -154,13 +161,15 @@ async fn connect(access: &Access, cluster: &str) -> Result<Client, String> {
     let bytes = bytes.ok_or_else(|| format!("Secret '{}' is gone", reference.name))?;
     let mut config = kubeconfig::config(&bytes.0).map_err(|refusal| refusal.to_string())?;
     config.default_retry = false;
+    let server = kubeconfig::server_digest(&config);
     // Its words could repeat a key.
-    Client::try_from(config).map_err(|_| "its kubeconfig makes no client".to_string())
+    let client = Client::try_from(config).map_err(|_| "its kubeconfig makes no client")?;
+    Ok(There { client, server })
 }
 
 /// Stops a Job; what is to be told, or why it could not be.
-async fn stop(client: &Client, job: &JobRef) -> Result<String, String> {
-    let jobs: Api<Job> = Api::namespaced(client.clone(), &job.namespace);
+async fn stop(there: &There, job: &JobRef) -> Result<String, String> {
+    let jobs: Api<Job> = Api::namespaced(there.client.clone(), &job.namespace);
     let params = DeleteParams::background().preconditions(Preconditions {
         uid: job.uid.clone(),
         resource_version: None,
@@ -168,6 +177,9 @@ async fn stop(client: &Client, job: &JobRef) -> Result<String, String> {
     let deleted = tokio::time::timeout(PATIENCE, jobs.delete(&job.name, &params)).await;
     match deleted {
         Ok(Ok(_)) => Ok(format!("its Job {} is stopped", job.name)),
+        Ok(Err(kube::Error::Api(_))) if job.is_elsewhere(&there.server) => {
+            Err("it was made in another cluster than that names now".to_string())
+        }
         // It is gone, or another one has its name.
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
             Ok(format!("its Job {} is gone", job.name))

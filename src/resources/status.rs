@@ -147,3 +147,31 @@ pub struct JobRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
 }
+
+impl JobRef {
+    /// Whether the Job was made in a cluster at another address than that of
+    /// which `server` is the digest, where that of the Job is known: one that was
+    /// made by an older relance says none.
+    pub fn is_elsewhere(&self, server: &str) -> bool {
+        self.server.as_ref().is_some_and(|at| at != server)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_elsewhere_where_its_address_is_known_to_be_another() {
+        let made = |server: Option<&str>| JobRef {
+            name: "r-0".into(),
+            namespace: "n".into(),
+            cluster: "far".into(),
+            server: server.map(String::from),
+            uid: None,
+        };
+        assert!(made(Some("a")).is_elsewhere("b"));
+        assert!(!made(Some("a")).is_elsewhere("a"));
+        assert!(!made(None).is_elsewhere("b"), "it says none");
+    }
+}
