@@ -233,6 +233,14 @@ impl Far {
         })
     }
 
+    /// The administrator's kubeconfig at `path`, for this namespace.
+    pub fn kubeconfig_at(&self, path: &str) -> Value {
+        let admin = std::fs::read_to_string(path).unwrap();
+        let mut admin: Value = serde_yaml::from_str(&admin).unwrap();
+        admin["contexts"][0]["context"]["namespace"] = json!(self.namespace);
+        admin
+    }
+
     /// Puts it into the operator's Secret `far`.
     pub async fn give_kubeconfig(&self, operator: &Operator, user: &str) {
         let kubeconfig = self.kubeconfig_of(user).await;

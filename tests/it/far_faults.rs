@@ -7,7 +7,7 @@ use kube::api::DeleteParams;
 use relance::resources::{MaterializedViewRefresh, Phase, reasons};
 use serde_json::json;
 
-use crate::far::{Far, bring_back, is_held, script, shown, until_ready};
+use crate::far::{Far, bring_back, give, is_held, script, shown, until_ready};
 use crate::operator::{Operator, PATIENCE};
 
 async fn until_released(operator: &Operator, refresh: &str) {
@@ -223,6 +223,31 @@ async fn a_refresh_cluster_that_is_deleted_mid_refresh_loses_sight_of_the_job_an
         .await;
     let status = operator.settled("late").await;
     assert_eq!(status.conditions[0].reason, reasons::CLUSTER_NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_refresh_cluster_that_comes_to_name_another_cluster_has_its_job_lost_and_not_made_again()
+{
+    let operator = Operator::running().await;
+    let far = Far::of(&operator).await;
+    // Longer than a Secret goes unread.
+    far.slow(&operator, 45).await;
+    let refresh = launched_there(&operator).await;
+    // The cluster at home is another one, and has no such Job.
+    let elsewhere = far.kubeconfig_at(&crate::support::kubeconfig());
+    give(&operator, &elsewhere).await;
+    operator
+        .until("r", "lost", |s| {
+            s.message
+                .as_ref()
+                .is_some_and(|m| m.contains("made in another cluster"))
+        })
+        .await;
+    operator.succeeded("r").await;
+    until_released(&operator, "r").await;
+    assert_eq!(operator.commits("v", &refresh).await, 1);
+    assert_eq!(operator.job_count().await, 0);
+    assert_eq!(far.job_count().await, 1, "it was made again");
 }
 
 #[tokio::test]

@@ -160,10 +160,10 @@ async fn until_works(operator: &Operator, refresh: &str) {
 #[tokio::test]
 async fn the_next_refresh_of_a_view_waits_for_the_workers_of_one_that_was_deleted() {
     let mut operator = Operator::running().await;
-    let lasting = "trap 'sleep 8; exit 143' TERM; sleep 600 & wait; sleep 8";
+    let lasting = "trap 'sleep 20; exit 143' TERM; sleep 600 & wait; sleep 20";
     let mut template = crate::far::slow_template(&operator, 600);
     template["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", lasting]);
-    template["spec"]["terminationGracePeriodSeconds"] = json!(20);
+    template["spec"]["terminationGracePeriodSeconds"] = json!(40);
     operator
         .cluster("default", json!({"template": template}))
         .await;
