@@ -78,7 +78,8 @@ pub const NAMESPACE_NOT_FOUND: &str = "NamespaceNotFound";
 pub const REMOTE_JOB_LEFT: &str = "RemoteJobLeft";
 /// Event: the refresh waits for its turn.
 pub const QUEUED: &str = "Queued";
-/// Event: its turn has come, and its Job is about to be created.
+/// In logs and traces: its turn has come, and its Job is about to be created. No Event of its own:
+/// [`JOB_CREATED`] follows at once.
 pub const LAUNCHING: &str = "Launching";
 /// Event: its Job exists.
 pub const JOB_CREATED: &str = "JobCreated";
