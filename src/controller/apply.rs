@@ -51,7 +51,8 @@ pub async fn status(
         if step.reason != reasons::LAUNCHING {
             tell(ctx, &written, step);
         }
-        ctx.metrics.stepped(refresh, &written);
+        let has_cluster = ctx.cluster(&written.spec.cluster).is_some();
+        ctx.metrics.stepped(refresh, &written, has_cluster);
     }
     Ok(Some(written))
 }

@@ -14,7 +14,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
-use crate::resources::{MaterializedViewRefresh, Phase, reasons};
+use crate::resources::reasons::{self, condition};
+use crate::resources::{MaterializedViewRefresh, MaterializedViewRefreshStatus, Phase};
 use crate::telemetry::Metrics;
 
 /// How a refresh ended, and where.
@@ -103,7 +104,7 @@ impl ControllerMetrics {
         );
         registry.register(
             "refresh_queue_seconds",
-            "Seconds from a refresh's creation to its turn",
+            "Seconds from a refresh's creation, or from when it was resumed, to its turn",
             new.queue.clone(),
         );
         registry.register(
@@ -126,7 +127,13 @@ impl ControllerMetrics {
     }
 
     /// Notes a step: the refresh as it was `before`, and as it was written.
-    pub fn stepped(&self, before: &MaterializedViewRefresh, after: &MaterializedViewRefresh) {
+    /// `has_cluster`: whether a watch shows the RefreshCluster that it names.
+    pub fn stepped(
+        &self,
+        before: &MaterializedViewRefresh,
+        after: &MaterializedViewRefresh,
+        has_cluster: bool,
+    ) {
         let (was, is) = (before.phase(), after.phase());
         let Some(status) = after.status.as_ref() else {
             return;
@@ -134,18 +141,14 @@ impl ControllerMetrics {
         let reason = status.conditions.last().map(|c| c.reason.clone());
         let reason = reason.unwrap_or_default();
         let of = Of {
-            // Of names that nothing bears there is no end.
-            cluster: match reason == reasons::CLUSTER_NOT_FOUND {
-                true => "none".to_string(),
-                false => after.spec.cluster.clone(),
-            },
+            cluster: cluster_of(after, status, &reason, has_cluster),
         };
         let created = after.metadata.creation_timestamp.as_ref().map(|t| t.0);
         let start = status.start_time.as_ref().map(|t| t.0);
         if was != Phase::Running && is == Phase::Running {
             observe(
                 |seconds| self.queue.get_or_create(&of).observe(seconds),
-                created,
+                resumed(status).or(created),
                 start,
             );
         }
@@ -178,6 +181,29 @@ impl ControllerMetrics {
         };
         self.ended.get_or_create(&ended).inc();
     }
+}
+
+/// The label of a refresh's cluster. Of names that nothing bears there is no
+/// end: one counts only where a RefreshCluster of it is there, or was when the
+/// view was found through it.
+fn cluster_of(
+    refresh: &MaterializedViewRefresh,
+    status: &MaterializedViewRefreshStatus,
+    reason: &str,
+    has_cluster: bool,
+) -> String {
+    let is_true = has_cluster || status.view_uri.is_some();
+    match is_true && reason != reasons::CLUSTER_NOT_FOUND {
+        true => refresh.spec.cluster.clone(),
+        false => "none".to_string(),
+    }
+}
+
+/// When a refresh was let go that had been held: it did not queue before.
+fn resumed(status: &MaterializedViewRefreshStatus) -> Option<Timestamp> {
+    let held = status.conditions.iter();
+    let mut held = held.filter(|c| c.type_ == condition::SUSPENDED && c.status == "False");
+    held.next().map(|c| c.last_transition_time.0)
 }
 
 fn observe(by: impl Fn(f64), from: Option<Timestamp>, to: Option<Timestamp>) {
@@ -252,7 +278,7 @@ mod tests {
     use kube::runtime::{reflector, watcher};
 
     use super::*;
-    use crate::resources::{MaterializedViewRefreshSpec, MaterializedViewRefreshStatus, Progress};
+    use crate::resources::{MaterializedViewRefreshSpec, Progress};
 
     fn refresh(name: &str, phase: Phase) -> MaterializedViewRefresh {
         let at = |second| Some(Time(Timestamp::from_second(second).unwrap()));
@@ -279,9 +305,9 @@ mod tests {
         let metrics = ControllerMetrics::new(&all);
         let [queued, running, ended] =
             [Phase::Queued, Phase::Running, Phase::Succeeded].map(|phase| refresh("r", phase));
-        metrics.stepped(&queued, &running);
-        metrics.stepped(&running, &running);
-        metrics.stepped(&running, &ended);
+        metrics.stepped(&queued, &running, true);
+        metrics.stepped(&running, &running, true);
+        metrics.stepped(&running, &ended, true);
         let text = all.text().unwrap();
         for line in [
             r#"relance_refresh_queue_seconds_sum{cluster="default"} 7.0"#,
@@ -296,27 +322,83 @@ mod tests {
         }
     }
 
+    fn with_condition(
+        mut refresh: MaterializedViewRefresh,
+        (type_, value, reason): (&str, &str, &str),
+        second: i64,
+    ) -> MaterializedViewRefresh {
+        let condition = serde_json::json!({
+            "type": type_, "status": value, "reason": reason, "message": "",
+            "lastTransitionTime": Timestamp::from_second(second).unwrap(),
+        });
+        let condition = serde_json::from_value(condition).unwrap();
+        let status = refresh.status.get_or_insert_default();
+        status.conditions.push(condition);
+        refresh
+    }
+
+    /// One that ended before it had its turn.
+    fn ended_early(cluster: &str, phase: Phase, reason: &str) -> MaterializedViewRefresh {
+        let mut refresh = refresh("r", phase);
+        refresh.spec.cluster = cluster.into();
+        if let Some(status) = &mut refresh.status {
+            status.start_time = None;
+        }
+        with_condition(refresh, (condition::FAILED, "True", reason), 140)
+    }
+
     #[test]
     fn a_cluster_that_is_not_there_lends_its_name_to_no_series() {
         let all = Metrics::default();
         let metrics = ControllerMetrics::new(&all);
-        let mut failed = refresh("r", Phase::Failed);
-        failed.spec.cluster = "nowhere".into();
-        if let Some(status) = &mut failed.status {
-            status.start_time = None;
-            let reason = reasons::CLUSTER_NOT_FOUND.to_string();
-            let condition = serde_json::json!({
-                "type": "Failed", "status": "True", "reason": reason, "message": "",
-                "lastTransitionTime": "2026-01-01T00:00:00Z",
-            });
-            status.conditions = vec![serde_json::from_value(condition).unwrap()];
+        let queued = refresh("r", Phase::Queued);
+        let failed = ended_early("nowhere", Phase::Failed, reasons::CLUSTER_NOT_FOUND);
+        metrics.stepped(&queued, &failed, false);
+        // They end before anybody looks for their clusters.
+        for made_up in ["neverland", "nirvana"] {
+            let cancelled = ended_early(made_up, Phase::Cancelled, reasons::CANCELLED);
+            metrics.stepped(&queued, &cancelled, false);
         }
-        metrics.stepped(&refresh("r", Phase::Queued), &failed);
         let text = all.text().unwrap();
-        let ended = r#"relance_refreshes_ended_total{phase="Failed",reason="ClusterNotFound",cluster="none"} 1"#;
-        assert!(text.contains(ended), "{text}");
-        assert!(!text.contains("nowhere"), "{text}");
+        for line in [
+            r#"relance_refreshes_ended_total{phase="Failed",reason="ClusterNotFound",cluster="none"} 1"#,
+            r#"relance_refreshes_ended_total{phase="Cancelled",reason="Cancelled",cluster="none"} 2"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        for name in ["nowhere", "neverland", "nirvana"] {
+            assert!(!text.contains(name), "{text}");
+        }
         assert!(!text.contains("run_seconds_count{"), "{text}");
+    }
+
+    #[test]
+    fn a_cluster_that_is_there_or_was_is_named_also_by_what_never_had_its_turn() {
+        let all = Metrics::default();
+        let metrics = ControllerMetrics::new(&all);
+        let queued = refresh("r", Phase::Queued);
+        let cancelled = ended_early("there", Phase::Cancelled, reasons::CANCELLED);
+        metrics.stepped(&queued, &cancelled, true);
+        let mut accepted = ended_early("gone", Phase::Cancelled, reasons::CANCELLED);
+        accepted.status.get_or_insert_default().view_uri = Some("mem://v".into());
+        metrics.stepped(&queued, &accepted, false);
+        let text = all.text().unwrap();
+        for cluster in ["there", "gone"] {
+            let label = format!(r#"reason="Cancelled",cluster="{cluster}"}} 1"#);
+            assert!(text.contains(&label), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_held_has_queued_since_it_was_resumed() {
+        let all = Metrics::default();
+        let metrics = ControllerMetrics::new(&all);
+        let resumed = (condition::SUSPENDED, "False", reasons::RESUMED);
+        let running = with_condition(refresh("r", Phase::Running), resumed, 104);
+        metrics.stepped(&refresh("r", Phase::Queued), &running, true);
+        let text = all.text().unwrap();
+        let waited = r#"relance_refresh_queue_seconds_sum{cluster="default"} 3.0"#;
+        assert!(text.contains(waited), "{text}");
     }
 
     #[test]
