@@ -172,17 +172,21 @@ impl SharedCatalog {
         &self,
         look: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, EngineError> {
-        self.in_time(looks::beside(look.boxed())).boxed().await
+        self.look_within(PATIENCE, look).await
+    }
+
+    /// The same for what takes longer than one question by its nature.
+    pub async fn look_within<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        look: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        within(patience, looks::beside(look.boxed())).boxed().await
     }
 
     /// Waits for one answer of the catalog, but not for ever.
     async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, EngineError> {
-        tokio::time::timeout(PATIENCE, answer)
-            .await
-            .map_err(|_| EngineError::Unavailable {
-                what: "the catalog".to_string(),
-                why: format!("it did not answer within {} seconds", PATIENCE.as_secs()),
-            })
+        within(PATIENCE, answer).await
     }
 
     /// Keeps the metric true until `shutdown`.
@@ -211,6 +215,14 @@ impl SharedCatalog {
             }
         }
     }
+}
+
+async fn within<T>(patience: Duration, answer: impl Future<Output = T>) -> Result<T, EngineError> {
+    let answered = tokio::time::timeout(patience, answer).await;
+    answered.map_err(|_| EngineError::Unavailable {
+        what: "the catalog".to_string(),
+        why: format!("it did not answer within {} seconds", patience.as_secs()),
+    })
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@
 //! | its worker found the view right | for two weeks by its record |
 //! | it needed no worker, failed, or was cancelled | not from here |
 
+use std::pin::pin;
 use std::time::SystemTime;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::catalog::Catalog;
@@ -98,9 +99,10 @@ pub(super) async fn record(
 /// Looks for the record of `job` in every view of the catalog, which costs a
 /// few requests for each table, of at most 10,000; and where there is none, for
 /// its commit in the views' histories, no older than `since`, when the job was
-/// asked for, if that is known. `Ok(None)`: there is none, or no longer. A table
-/// that cannot be looked into keeps none of the others from being. Errors:
-/// `Unavailable`, where nothing was found.
+/// asked for, if that is known. An id that tells this is one job's alone, and the
+/// first that is found of it is all; of others, the newest counts. `Ok(None)`:
+/// there is none, or no longer. A table that cannot be looked into keeps none of
+/// the others from being. Errors: `Unavailable`, where nothing was found.
 pub async fn find(
     catalog: &Catalog,
     job: &str,
@@ -110,10 +112,8 @@ pub async fn find(
     tables.truncate(TABLES);
     let found = futures::stream::iter(tables.clone())
         .map(|view| async move { find_in(catalog, &view, job).await })
-        .buffer_unordered(AT_A_TIME)
-        .collect()
-        .await;
-    match newest(found) {
+        .buffer_unordered(AT_A_TIME);
+    match gathered(found, since.is_some()).await {
         Ok(None) => landed::find(catalog, tables, job, since).await,
         // Where a view cannot be looked into, the histories of the others may know.
         Err(error) => match landed::find(catalog, tables, job, since).await? {
@@ -124,9 +124,29 @@ pub async fn find(
     }
 }
 
+/// What is found in the tables of a catalog: where it `is_unique`, no more of them
+/// is looked into. Else as [`newest`].
+pub(super) async fn gathered(
+    found: impl Stream<Item = Result<Option<Found>>>,
+    is_unique: bool,
+) -> Result<Option<Found>> {
+    let mut all = Vec::new();
+    let mut found = pin!(found);
+    while let Some(one) = found.next().await {
+        let is_it = matches!(one, Ok(Some(_)));
+        if !matches!(one, Ok(None)) {
+            all.push(one);
+        }
+        if is_it && is_unique {
+            break;
+        }
+    }
+    newest(all)
+}
+
 /// The newest of what was found in each table of a catalog; where there is
 /// nothing, what kept from looking into one that may have had it.
-pub(super) fn newest(found: Vec<Result<Option<Found>>>) -> Result<Option<Found>> {
+fn newest(found: Vec<Result<Option<Found>>>) -> Result<Option<Found>> {
     let mut newest: Option<Found> = None;
     let mut unseen = None;
     for found in found {
@@ -299,5 +319,16 @@ mod tests {
         assert_eq!(newest(out_of_bounds().into()).expect("no error"), None);
         let unseen = newest(vec![Ok(None), Err(away())]);
         assert!(matches!(unseen, Err(EngineError::Unavailable { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_id_that_is_one_jobs_alone_is_looked_for_until_it_is_found() {
+        use futures::stream::{iter, pending};
+        let tables = || vec![Ok(None), Ok(Some(found(1))), Ok(Some(found(2)))];
+        // The others are never answered.
+        let endless = iter(tables()).chain(pending());
+        assert_eq!(gathered(endless, true).await.unwrap(), Some(found(1)));
+        let newest = gathered(iter(tables()), false).await;
+        assert_eq!(newest.unwrap(), Some(found(2)));
     }
 }

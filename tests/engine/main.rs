@@ -16,6 +16,7 @@ mod lost;
 mod overlays;
 mod plans;
 mod races;
+mod records;
 mod remote;
 mod s3;
 mod scenarios;
