@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, Preconditions};
 use super::context::Context;
 use super::look::{is_young, refresh_uid, refused};
 use super::reconcile::gone_or;
-use super::refresh::World;
+use super::refresh::{CredentialSeen, World};
 use crate::catalog::credential::{Credential, Place};
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
 use crate::world;
@@ -68,17 +68,19 @@ async fn credential_secret(
     Ok(ctx.secrets.get_opt(&name).await?.filter(is_owned))
 }
 
-/// Sees to it that this Secret is gone.
+/// Sees to it that this Secret is gone. Where there is none, one may still be on
+/// its way.
 pub async fn delete_credential(
     ctx: &Context,
     refresh: &MaterializedViewRefresh,
-) -> Result<(), kube::Error> {
+) -> Result<CredentialSeen, kube::Error> {
     let Some(secret) = credential_secret(ctx, refresh).await? else {
-        return Ok(());
+        return Ok(CredentialSeen::Absent);
     };
     let this_one = DeleteParams::default().preconditions(Preconditions {
         uid: secret.uid(),
         resource_version: None,
     });
-    gone_or(ctx.secrets.delete(&secret.name_any(), &this_one).await)
+    gone_or(ctx.secrets.delete(&secret.name_any(), &this_one).await)?;
+    Ok(CredentialSeen::Deleted)
 }

@@ -21,7 +21,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::context::Context;
 use super::reconcile;
-use super::refresh::keeps_credential;
+use super::refresh::credential_due;
 use crate::resources::MaterializedViewRefresh;
 
 /// Looks at a time: many may be due at once when an operator starts.
@@ -140,12 +140,18 @@ fn next_look(refresh: &MaterializedViewRefresh) -> Option<Timestamp> {
     let meta = &refresh.metadata;
     let status = refresh.status.as_ref()?;
     let unseen = status.observed_generation != meta.generation;
-    if unseen || !refresh.finalizers().is_empty() || keeps_credential(refresh) {
-        return Some(Timestamp::now());
+    let now = Timestamp::now();
+    if unseen || !refresh.finalizers().is_empty() {
+        return Some(now);
     }
-    let ended = status.completion_time.as_ref()?.0;
+    let credential = credential_due(refresh, now).and_then(|due| now.checked_add(due).ok());
+    credential.into_iter().chain(end_of_life(refresh)).min()
+}
+
+/// When its time to live is over. One beyond the calendar is none.
+fn end_of_life(refresh: &MaterializedViewRefresh) -> Option<Timestamp> {
+    let ended = refresh.status.as_ref()?.completion_time.as_ref()?.0;
     let ttl = refresh.spec.ttl_seconds_after_finished?;
-    // A time to live beyond the calendar is none.
     ended
         .checked_add(SignedDuration::from_secs(ttl.max(0)))
         .ok()
@@ -247,6 +253,29 @@ mod tests {
     #[test]
     fn one_that_another_watch_still_shows_as_active_is_come_back_to() {
         let mut refresh = ended(None);
+    #[test]
+    fn one_whose_callers_credential_may_come_again_is_looked_at_then_unless_it_goes_before() {
+        let mut refresh = ended(None);
+        refresh.spec.forwarded_credential = true;
+        let gone = serde_json::json!([{
+            "type": "CredentialDeleted", "status": "True", "reason": "Ended", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]);
+        let just_now = Timestamp::now();
+        let status = refresh.status.get_or_insert_default();
+        status.conditions = serde_json::from_value(gone).expect("conditions");
+        status.completion_time = Some(Time(just_now));
+        let due = next_look(&refresh).expect("due");
+        assert!(due > just_now + SignedDuration::from_secs(120), "{due}");
+        refresh.spec.ttl_seconds_after_finished = Some(60);
+        let over = just_now + SignedDuration::from_secs(60);
+        assert_eq!(next_look(&refresh), Some(over));
+        // Nor is history of long ago looked at whenever an operator starts.
+        refresh.spec.ttl_seconds_after_finished = None;
+        refresh.status.get_or_insert_default().completion_time = Some(Time(at(1_000)));
+        assert_eq!(next_look(&refresh), None);
+    }
+
         assert_eq!(turn(&refresh, true), Turn::Later);
         assert_eq!(turn(&refresh, false), Turn::Now);
         if let Some(status) = &mut refresh.status {

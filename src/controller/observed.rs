@@ -45,8 +45,8 @@ pub struct Observed {
     pub outcome: Option<OutcomeSeen>,
     /// Why the Job could not be created in this pass.
     pub refused: Option<LaunchRefused>,
-    /// Whether the Secret with its caller's credential was deleted in this pass.
-    pub credential_deleted: bool,
+    /// What became of the Secret with its caller's credential in this pass.
+    pub credential: Option<CredentialSeen>,
     /// How far the Job is, if it is time to ask.
     pub progress: Option<ProgressSeen>,
 }
@@ -122,6 +122,15 @@ pub struct LaunchRefused {
     pub message: String,
 }
 
+/// What was found of the Secret with the credential of a refresh's caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialSeen {
+    /// It was there, and was deleted.
+    Deleted,
+    /// There was none.
+    Absent,
+}
+
 /// What a look at a running Job's progress gave.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ProgressSeen {
@@ -170,7 +179,7 @@ pub enum Action {
     /// resource as it is then, if it is still there.
     Release(Option<Step>),
     /// Delete the Secret with its caller's credential, fill
-    /// [`Observed::credential_deleted`], and decide again.
+    /// [`Observed::credential`], and decide again.
     DeleteCredential,
     /// Delete the refresh: its time to live is over.
     DeleteRefresh,
@@ -206,7 +215,66 @@ pub fn is_held(refresh: &MaterializedViewRefresh) -> bool {
         .any(|held| held == names::REMOTE_FINALIZER)
 }
 
-/// Whether the Secret with a refresh's caller's credential may still be there.
+/// How long after the end of a refresh REST may still bring its caller's
+/// credential. It may have seen the refresh right before: three attempts at the
+/// resource, its manifest's and its credential's Secret, of 15 s each, with a
+/// look between those at the resource; and a create that was not answered may be
+/// carried out a minute later.
+const CREDENTIAL_COMES: SignedDuration = SignedDuration::from_secs(300);
+
+/// How long after its end it is looked for once more, by an operator that does
+/// not know whether it was.
+const CREDENTIAL_SOUGHT: SignedDuration = SignedDuration::from_secs(3600);
+
+/// The first pause between two looks for a credential that may be on its way.
+const CREDENTIAL_PAUSE: SignedDuration = SignedDuration::from_secs(15);
+
+/// In how long the Secret with the credential of an ended refresh's caller is to
+/// be looked for. None: it is not to be looked for again.
+pub fn credential_due(refresh: &MaterializedViewRefresh, now: Timestamp) -> Option<SignedDuration> {
+    let late = since_end(refresh, now);
+    match keeps_credential(refresh) {
+        true => Some(SignedDuration::ZERO),
+        // For one that a repeated request brought after the first was deleted.
+        false if refresh.spec.forwarded_credential && late < CREDENTIAL_SOUGHT => {
+            Some((CREDENTIAL_COMES - late).max(SignedDuration::ZERO))
+        }
+        false => None,
+    }
+}
+
+/// In how long it is to be looked for again, after a look just now.
+pub fn credential_due_again(
+    refresh: &MaterializedViewRefresh,
+    now: Timestamp,
+) -> Option<SignedDuration> {
+    if credential_is_late(refresh, now) {
+        return None;
+    }
+    if !keeps_credential(refresh) {
+        return credential_due(refresh, now);
+    }
+    // Twice as late each time.
+    let late = since_end(refresh, now);
+    Some(late.max(CREDENTIAL_PAUSE).min(CREDENTIAL_COMES - late))
+}
+
+/// Whether nothing brings it any more.
+pub fn credential_is_late(refresh: &MaterializedViewRefresh, now: Timestamp) -> bool {
+    since_end(refresh, now) >= CREDENTIAL_COMES
+}
+
+/// By the same clock that told the end: the API server's may be another.
+fn since_end(refresh: &MaterializedViewRefresh, now: Timestamp) -> SignedDuration {
+    let ended = refresh
+        .status
+        .as_ref()
+        .and_then(|s| s.completion_time.as_ref());
+    ended.map_or(SignedDuration::MAX, |ended| now.duration_since(ended.0))
+}
+
+/// Whether the condition does not say yet that the Secret with a refresh's
+/// caller's credential is gone.
 pub fn keeps_credential(refresh: &MaterializedViewRefresh) -> bool {
     let conditions = refresh.status.iter().flat_map(|status| &status.conditions);
     let is_deleted = |c: &Condition| c.type_ == condition::CREDENTIAL_DELETED && c.status == "True";

@@ -165,7 +165,7 @@ impl<'a> Pass<'a> {
                 job: job.flatten(),
                 outcome: None,
                 refused: None,
-                credential_deleted: false,
+                credential: None,
                 progress: None,
                 refresh,
             },
@@ -209,8 +209,8 @@ impl<'a> Pass<'a> {
                     }
                 }
                 Action::DeleteCredential => {
-                    caller::delete_credential(ctx, &self.seen.refresh).await?;
-                    self.seen.credential_deleted = true;
+                    let found = caller::delete_credential(ctx, &self.seen.refresh).await?;
+                    self.seen.credential = Some(found);
                 }
                 Action::DeleteRefresh => {
                     delete_refresh(ctx, &self.seen.refresh).await?;

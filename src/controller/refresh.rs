@@ -400,11 +400,8 @@ fn after_the_end(seen: &Observed) -> Action {
     });
     let is_over = left.is_some_and(|left| left.is_zero());
     // It goes with its refresh too.
-    if keeps_credential(&seen.refresh) && !is_over {
-        return match seen.credential_deleted {
-            false => Action::DeleteCredential,
-            true => update(status::credential_deleted(seen)),
-        };
+    if let Some(action) = credential(seen).filter(|_| !is_over) {
+        return action;
     }
     if seen.is_held() {
         return release_after_the_end(seen);
@@ -419,11 +416,31 @@ fn after_the_end(seen: &Observed) -> Action {
             uid: job.uid.clone(),
         };
     }
-    match left {
+    if is_over {
+        return match seen.is_deleted() {
+            true => keep(seen, Pause::ForChange),
+            false => Action::DeleteRefresh,
+        };
+    }
+    let again = credential_due_again(&seen.refresh, seen.now);
+    let again = again.map(|pause| Duration::try_from(pause).unwrap_or_default());
+    match left.into_iter().chain(again).min() {
         None => keep(seen, Pause::ForChange),
-        Some(_) if is_over && !seen.is_deleted() => Action::DeleteRefresh,
-        Some(_) if is_over => keep(seen, Pause::ForChange),
-        Some(left) => keep(seen, Pause::AtMost(left)),
+        Some(pause) => keep(seen, Pause::AtMost(pause)),
+    }
+}
+
+/// What is to be done about the credential of an ended refresh's caller, if
+/// anything now. It is said to be gone once it was deleted, or when nothing can
+/// bring it any more: what REST sends may arrive after the end.
+fn credential(seen: &Observed) -> Option<Action> {
+    let refresh = &seen.refresh;
+    let is_due = || credential_due(refresh, seen.now).is_some_and(|due| due.is_zero());
+    match seen.credential {
+        None => is_due().then_some(Action::DeleteCredential),
+        Some(_) if !keeps_credential(refresh) => None,
+        Some(CredentialSeen::Absent) if !credential_is_late(refresh, seen.now) => None,
+        Some(_) => Some(update(status::credential_deleted(seen))),
     }
 }
 

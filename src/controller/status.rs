@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::SignedDuration;
 
-use super::refresh::{JobState, Observed, ProgressSeen};
+use super::refresh::{CredentialSeen, JobState, Observed, ProgressSeen};
 use crate::engine::freshness::Current;
 use crate::engine::outcome::{self, Outcome};
 use crate::resources::reasons::{self, condition};
@@ -25,7 +25,10 @@ pub fn observed(seen: &Observed) -> Status {
 /// It has ended, and the Secret with its caller's credential is no more.
 pub fn credential_deleted(seen: &Observed) -> Status {
     let mut status = observed(seen);
-    let message = "The Secret with the caller's credential was deleted";
+    let message = match seen.credential {
+        Some(CredentialSeen::Absent) => "There is no Secret with the caller's credential",
+        _ => "The Secret with the caller's credential was deleted",
+    };
     let deleted = condition::CREDENTIAL_DELETED;
     set(seen, &mut status, deleted, "True", reasons::ENDED, message);
     status

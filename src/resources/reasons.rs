@@ -12,7 +12,8 @@ pub mod condition {
     pub const FAILED: &str = "Failed";
     /// True while `spec.suspend` holds the refresh.
     pub const SUSPENDED: &str = "Suspended";
-    /// True once the Secret with the caller's credential is deleted, of a refresh that had one.
+    /// True once the Secret with the caller's credential is deleted, of a refresh that had one, or can
+    /// be there no more.
     pub const CREDENTIAL_DELETED: &str = "CredentialDeleted";
     /// On a RefreshCluster: whether refreshes can run through it.
     pub const READY: &str = "Ready";

@@ -1,10 +1,11 @@
 //! Callers' credentials on their way to a REST catalog: who is let in there,
 //! what a refresh leaves behind, and where no credential may be.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::Api;
+use kube::{Api, Resource};
 use relance::resources::reasons::condition;
 use relance::resources::{Mode, Phase, names};
 use serde_json::{Value, json};
@@ -64,7 +65,7 @@ impl Caller<'_> {
                 202 => return body["job_id"].as_str().unwrap().to_string(),
                 _ => assert!(start.elapsed() < PATIENCE, "{status} {said}"),
             }
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 }
@@ -199,6 +200,31 @@ async fn a_callers_token_opens_the_catalog_for_its_refresh_and_is_nowhere_at_the
         assert!(text.len() > 100, "{what} is too little to be all");
         assert_eq!(plants.found_in(&text), [""; 0], "in {what}");
     }
+}
+
+#[tokio::test]
+async fn a_credential_that_comes_after_the_end_is_deleted_too_and_not_said_to_be_gone_before() {
+    let operator = Operator::running().await;
+    grant(&operator).await;
+    let spec = json!({"view": ["v"], "forwardedCredential": true, "cancel": true});
+    operator.apply("asked", spec).await;
+    let status = operator.settled("asked").await;
+    assert_eq!(status.phase, Phase::Cancelled);
+    // The controller has looked for it by now, and found none.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let refresh = operator.space.refreshes.get("asked").await.unwrap();
+    let status = refresh.status.clone().unwrap_or_default();
+    assert!(!status.conditions.iter().any(is_deleted), "{status:?}");
+    // What a create of REST's does that the API server carried out late.
+    let name = names::credential_secret("asked");
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {"name": name, "ownerReferences": [refresh.owner_ref(&()).unwrap()]},
+        "stringData": {"token": "late"},
+    }))
+    .unwrap();
+    let secrets = &operator.space.secrets;
+    secrets.create(&Default::default(), &secret).await.unwrap();
+    left_no_credential(&operator, "asked").await;
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ impl Model {
             turn: None,
             outcome: None,
             refused: None,
-            credential_deleted: false,
+            credential: None,
             progress: None,
         };
         self.operators[at].pass = Some(Pass { of, version, seen });

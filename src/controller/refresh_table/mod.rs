@@ -53,7 +53,7 @@ fn seen(phase: Option<Phase>) -> Observed {
         job: None,
         outcome: None,
         refused: None,
-        credential_deleted: false,
+        credential: None,
         progress: None,
     }
 }

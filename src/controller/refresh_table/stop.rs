@@ -260,17 +260,89 @@ fn a_callers_credential_is_deleted_once_its_refresh_is_over_and_not_before() {
     running.progress = Some(ProgressSeen::Nothing);
     assert_ne!(decide(&running), Action::DeleteCredential);
     for phase in Phase::TERMINAL {
-        let mut over = seen(Some(phase));
-        over.refresh.spec.forwarded_credential = true;
+        let mut over = ended_since(phase, 10);
         assert_eq!(decide(&over), Action::DeleteCredential);
-        over.credential_deleted = true;
+        over.credential = Some(CredentialSeen::Deleted);
         let (status, step) = written(decide(&over));
         assert_eq!((status.phase, step), (phase, None));
-        // A later pass knows it from the status.
+        // A later pass knows it from the status, and comes back to it: a
+        // request that was repeated may bring another.
         over.refresh.status = Some(status);
-        over.credential_deleted = false;
-        assert_eq!(decide(&over), Action::Wait(Pause::ForChange));
+        over.credential = None;
+        assert_eq!(decide(&over), Action::Wait(at_most(290)));
     }
+}
+
+#[test]
+fn a_callers_credential_that_is_not_there_may_be_on_its_way_and_is_not_said_to_be_gone() {
+    // Five seconds after the end, and then each time twice as late.
+    for (ago, pause) in [(0, 15), (5, 15), (15, 15), (40, 40), (200, 100), (299, 1)] {
+        let mut over = ended_since(Phase::Failed, ago);
+        over.credential = Some(CredentialSeen::Absent);
+        assert_eq!(decide(&over), Action::Wait(at_most(pause)), "{ago} s");
+        // The next pass looks again.
+        over.credential = None;
+        assert_eq!(decide(&over), Action::DeleteCredential, "{ago} s");
+    }
+    let mut over = ended_since(Phase::Failed, 300);
+    over.credential = Some(CredentialSeen::Absent);
+    let (status, _) = written(decide(&over));
+    let gone = status.conditions.last().unwrap();
+    assert_eq!(gone.type_, condition::CREDENTIAL_DELETED);
+    assert_eq!(gone.status, "True");
+    assert!(gone.message.starts_with("There is no Secret"), "{gone:?}");
+    over.refresh.status = Some(status);
+    assert_eq!(decide(&over), Action::Wait(Pause::ForChange));
+}
+
+#[test]
+fn a_credential_that_comes_after_one_was_deleted_is_deleted_too() {
+    let mut over = ended_since(Phase::Succeeded, 0);
+    over.credential = Some(CredentialSeen::Deleted);
+    let (status, _) = written(decide(&over));
+    over.refresh.status = Some(status);
+    assert_eq!(decide(&over), Action::Wait(at_most(300)));
+    let end = over.now;
+    let after = |seconds| end + SignedDuration::from_secs(seconds);
+    for (now, is_sought) in [
+        (after(299), false),
+        (after(300), true),
+        (after(3600), false),
+    ] {
+        over.now = now;
+        over.credential = None;
+        assert_eq!(
+            decide(&over) == Action::DeleteCredential,
+            is_sought,
+            "{now}"
+        );
+    }
+    over.now = after(300);
+    over.credential = Some(CredentialSeen::Absent);
+    assert_eq!(decide(&over), Action::Wait(Pause::ForChange));
+}
+
+#[test]
+fn what_is_left_to_do_after_the_end_does_not_wait_for_a_credential() {
+    let mut over = ended_since(Phase::Cancelled, 5);
+    over.credential = Some(CredentialSeen::Absent);
+    over.job = job(None);
+    assert_eq!(decide(&over), Action::DeleteJob { uid: UID.into() });
+    over.job = None;
+    over.refresh.spec.ttl_seconds_after_finished = Some(12);
+    assert_eq!(decide(&over), Action::Wait(at_most(7)));
+}
+
+/// One whose caller's credential was forwarded, and that ended `ago` seconds ago.
+fn ended_since(phase: Phase, ago: i64) -> Observed {
+    let mut over = seen(Some(phase));
+    over.refresh.spec.forwarded_credential = true;
+    over.refresh.status.as_mut().unwrap().completion_time = Some(at(NOW - ago));
+    over
+}
+
+fn at_most(seconds: u64) -> Pause {
+    Pause::AtMost(Duration::from_secs(seconds))
 }
 
 #[test]
