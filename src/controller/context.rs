@@ -13,6 +13,7 @@ use kube::{Api, Client, ResourceExt};
 
 use super::admission::Pace;
 use super::metrics::ControllerMetrics;
+use super::orphans::Lasting;
 use super::places::Places;
 use super::refresh::LOOK_AGAIN;
 use super::targets::Targets;
@@ -70,6 +71,8 @@ pub struct Context {
     found: Mutex<HashMap<String, Found>>,
     /// The last resource that was written, until the cache has it.
     written: Mutex<Written>,
+    /// Whose ended Jobs in other clusters need not be asked after.
+    pub(super) lasting: Lasting,
     /// How often in a row a refresh had to be put off, by UID.
     put_off: Mutex<HashMap<String, u32>>,
     /// When a refresh's progress was last looked at, by UID.
@@ -165,6 +168,7 @@ impl Context {
             asked: tokio::sync::Mutex::default(),
             found: Mutex::default(),
             written: Mutex::default(),
+            lasting: Lasting::default(),
             put_off: Mutex::default(),
             looked: Mutex::default(),
             heard: Mutex::default(),

@@ -53,7 +53,10 @@ pub async fn look_after(
                 Ok(Event::Apply(refresh) | Event::InitApply(refresh)) => {
                     due.set(&refresh.name_any(), next_look(&refresh));
                 }
-                Ok(Event::Delete(refresh)) => due.set(&refresh.name_any(), None),
+                Ok(Event::Delete(refresh)) => {
+                    due.set(&refresh.name_any(), None);
+                    ctx.lasting.forget(&refresh.uid().unwrap_or_default());
+                }
                 // What went unseen is found gone when it is looked at.
                 Ok(Event::Init | Event::InitDone) => {}
                 Err(error) => {
@@ -251,9 +254,6 @@ mod tests {
     }
 
     #[test]
-    fn one_that_another_watch_still_shows_as_active_is_come_back_to() {
-        let mut refresh = ended(None);
-    #[test]
     fn one_whose_callers_credential_may_come_again_is_looked_at_then_unless_it_goes_before() {
         let mut refresh = ended(None);
         refresh.spec.forwarded_credential = true;
@@ -276,6 +276,9 @@ mod tests {
         assert_eq!(next_look(&refresh), None);
     }
 
+    #[test]
+    fn one_that_another_watch_still_shows_as_active_is_come_back_to() {
+        let mut refresh = ended(None);
         assert_eq!(turn(&refresh, true), Turn::Later);
         assert_eq!(turn(&refresh, false), Turn::Now);
         if let Some(status) = &mut refresh.status {
