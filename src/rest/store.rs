@@ -41,7 +41,8 @@ use crate::telemetry::trace;
 /// How long one answer of the Kubernetes API may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// How often a create is tried whose fate is unknown.
+/// How often a create is tried whose fate is unknown. With [`PATIENCE`] it says how
+/// late a credential may come: the controller looks for it for longer.
 const ATTEMPTS: u32 = 3;
 
 /// How often a change is tried that another one came before.
