@@ -106,6 +106,7 @@ async fn every_metric_of_the_dashboard_and_of_the_alerts_is_exported_by_a_runnin
         r#"relance_refreshes{phase="Suspended",cluster="default"} 1"#,
         r#"relance_refreshes_ended_total{phase="Succeeded",reason="Refreshed",cluster="default"} 1"#,
         r#"relance_refreshes_ended_total{phase="Failed",reason="ViewNotFound",cluster="default"} 1"#,
+        r#"relance_refresh_queue_seconds_count{cluster="default"} 1"#,
         r#"relance_rows_written_total{cluster="default"} 8"#,
         r#"relance_rest_request_seconds_count{route="/v1/materialized_view/{id}/refresh"} 1"#,
         "relance_controller_leader 1",
