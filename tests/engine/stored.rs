@@ -141,15 +141,24 @@ async fn blobs_are_carried_through() {
     let stored = db.open("src").await;
     let fields = Schema::from(stored.schema()).fields;
     let fields: Vec<Field> = fields.iter().map(|f| f.as_ref().clone()).collect();
-    let definition = definition_metadata_from_sql("SELECT id, blob FROM src WHERE id <> 1");
-    db.create_stored("v", fields, definition).await;
-    db.refresh("v").await.unwrap();
+    let queries = [
+        "SELECT id, blob FROM src WHERE id <> 1",
+        "SELECT s.id, s.blob FROM src AS s JOIN src AS t ON s.id = t.id WHERE s.id <> 1",
+    ];
+    for (at, sql) in queries.into_iter().enumerate() {
+        let definition = definition_metadata_from_sql(sql);
+        let name = format!("v{at}");
+        db.create_stored(&name, fields.clone(), definition).await;
+        db.refresh(&name).await.unwrap();
+    }
     for round in 1..=9 {
         db.write(blobs(round * 10), WriteMode::Append, 100).await;
-        db.refresh("v").await.unwrap();
+        db.refresh("v0").await.unwrap();
     }
+    db.refresh("v1").await.unwrap();
     let mut right = bytes(db.open("src").await).await;
     assert!(right.len() >= 30);
     right.retain(|(id, _)| *id != 1);
-    assert_eq!(bytes(db.open("v").await).await, right);
+    assert_eq!(bytes(db.open("v0").await).await, right);
+    assert_eq!(bytes(db.open("v1").await).await, right);
 }

@@ -53,7 +53,7 @@ pub(super) fn check<'a>(
 }
 
 /// Whether a column that a query gives may be stored as `stored`: the same type,
-/// or text or bytes in another layout of them.
+/// text or bytes in another layout of them, or a blob of these bytes.
 pub(super) fn stores(stored: &DataType, given: &DataType) -> bool {
     use DataType::*;
     let text = |t: &DataType| matches!(t, Utf8 | LargeUtf8 | Utf8View);
@@ -61,6 +61,7 @@ pub(super) fn stores(stored: &DataType, given: &DataType) -> bool {
     stored.equals_datatype(given)
         || (text(stored) && text(given))
         || (bytes(stored) && bytes(given))
+        || matches!((stored, given), (Struct(fields), LargeBinary) if is_blob(fields))
 }
 
 /// Brings the columns of `batch`, in their order, to the view's `schema`.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow_schema::{Schema, SchemaRef};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::datasource::cte_worktable::CteWorkTable;
@@ -17,6 +17,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion_expr::Expr;
 use lance::Dataset;
 use lance::dataset::scanner::MaterializationStyle;
+use lance_core::datatypes::BlobHandling;
 
 use crate::engine::memory::Memory;
 use crate::engine::unit::Extent;
@@ -37,7 +38,7 @@ impl SourceTable {
     pub fn new(index: usize, dataset: Arc<Dataset>, memory: Memory) -> SourceTable {
         SourceTable {
             index,
-            schema: Arc::new(Schema::from(dataset.schema())),
+            schema: Arc::new(scanned(&dataset)),
             dataset,
             extent: None,
             memory,
@@ -51,6 +52,21 @@ impl SourceTable {
             ..self.clone()
         }
     }
+}
+
+/// The columns of `dataset` as a scan gives them: blobs as their bytes.
+fn scanned(dataset: &Dataset) -> Schema {
+    let schema = Schema::from(dataset.schema());
+    let fields = schema.fields.iter().zip(&dataset.schema().fields);
+    let fields = fields.map(|(field, stored)| match stored.is_blob() {
+        true => Arc::new(Field::new(
+            field.name(),
+            DataType::LargeBinary,
+            field.is_nullable(),
+        )),
+        false => field.clone(),
+    });
+    Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata.clone())
 }
 
 #[async_trait]
@@ -83,6 +99,7 @@ impl TableProvider for SourceTable {
                 .collect();
             scan.project(&columns)?;
         }
+        scan.blob_handling(BlobHandling::AllBinary);
         scan.limit(limit.and_then(|l| i64::try_from(l).ok()), None)?;
         scan.create_plan().await.map_err(DataFusionError::from)
     }
