@@ -74,8 +74,11 @@ async fn deal(ctx: &Context, pace: &mut Pace) -> Result<(), kube::Error> {
     let mut running = ctx.places.reserved();
     let began = Instant::now();
     survivors::listed(ctx).await;
-    running.extend(list_running(ctx).await?);
+    let listed = list_running(ctx).await?;
     let asking = ctx.places.asking();
+    // One that asks again has given its turn back.
+    running.retain(|place| !asking.contains_key(&place.uid));
+    running.extend(listed);
     running.extend(survivors::places(ctx, &asking, &running).await?);
     pace.0 = Some(Instant::now() + (PAUSE * began.elapsed()).min(LONGEST_PAUSE));
     let gates = gates(ctx.all_clusters(), &ctx.targets);

@@ -205,10 +205,11 @@ impl Places {
         self.state().reserved.values().cloned().collect()
     }
 
-    /// The URIs of the views of those that ask, by their UIDs.
+    /// The URIs of the views of those that ask and have no answer yet, by their
+    /// UIDs.
     pub fn asking(&self) -> HashMap<String, String> {
         let state = self.state();
-        let asking = state.asking.iter();
+        let asking = state.asking.iter().filter(|(_, a)| a.answer.is_none());
         asking
             .map(|(uid, asking)| (uid.clone(), asking.place.uri.clone()))
             .collect()
@@ -222,7 +223,9 @@ impl Places {
 
     /// Answers those whose UIDs are in `whom`, as [`Places::asking`] gave them,
     /// where `running` are those that run. What stands before one that has come
-    /// to ask since was not looked for.
+    /// to ask since was not looked for. One that was answered asks no more, but
+    /// its turn stands for as long as its pass is under way; and one that runs,
+    /// whatever a late cache makes it ask for, gets no second turn.
     pub fn deal_to(
         &self,
         whom: &HashMap<String, String>,
@@ -239,14 +242,16 @@ impl Places {
             aside,
             ..
         } = &mut *state;
-        let asks = |place: &Place| asking.contains_key(&place.uid);
+        let asks = |place: &Place| {
+            let asking = asking.get(&place.uid);
+            asking.is_some_and(|asking| asking.answer.is_none())
+        };
         let waiting = waiting(noted, asking);
         let waiting = waiting
             .iter()
             .filter(|place| !asks(place) && !aside.contains(&place.uid));
-        let all = running.iter().chain(reserved.values());
-        let all = all.filter(|place| !asks(place));
-        let all = all.chain(waiting).chain(asking.values().map(|a| &a.place));
+        let all = running.iter().chain(reserved.values()).chain(waiting);
+        let all = all.chain(asking.values().map(|asking| &asking.place));
         let hands = queue::hands(all, gates, stalled).into_iter();
         let answers = hands.filter(|(place, _)| asks(place) && whom.contains_key(&place.uid));
         let answers: Vec<(String, Turn)> = answers
@@ -395,6 +400,61 @@ mod tests {
         let next = ask(&places, &second);
         places.deal(&[], &limit(9));
         assert_eq!(next.answer(), Some(Turn::Now));
+    }
+
+    #[test]
+    fn a_turn_that_was_given_is_not_forgotten_for_one_that_goes_before_it() {
+        let mut urgent = queued("b", "v");
+        urgent.spec.priority = 5;
+        let mut older = queued("0", "v");
+        older.metadata.creation_timestamp.as_mut().unwrap().0 -= Duration::from_secs(60);
+        // Whether or not the list shows its status already.
+        for listed in [vec![], vec![Place::of(&running("a", "v")).unwrap()]] {
+            let places = Places::default();
+            let first = queued("a", "v");
+            for refresh in [&first, &urgent, &older] {
+                places.note(refresh, false);
+                // It could not ask when the first one did.
+                places.steps_aside(&refresh.uid().unwrap());
+            }
+            let given = ask(&places, &first);
+            places.deal(&[], &limit(9));
+            assert_eq!(given.answer(), Some(Turn::Now));
+            for other in [&urgent, &older] {
+                let asked = ask(&places, other);
+                places.deal(&listed, &limit(9));
+                assert!(behind(&asked).ends_with("behind mvr/a"));
+            }
+            assert_eq!(given.answer(), Some(Turn::Now));
+        }
+    }
+
+    #[test]
+    fn a_turn_that_was_given_keeps_its_place_of_its_cluster_too() {
+        let places = Places::default();
+        let given = ask(&places, &queued("a", "v"));
+        places.deal(&[], &limit(1));
+        assert_eq!(given.answer(), Some(Turn::Now));
+        let mut urgent = queued("b", "w");
+        urgent.spec.priority = 5;
+        let asked = ask(&places, &urgent);
+        places.deal(&[Place::of(&running("a", "v")).unwrap()], &limit(1));
+        assert!(behind(&asked).contains("at its limit of 1"));
+        drop(asked);
+        let asked = ask(&places, &urgent);
+        places.deal(&[], &limit(1));
+        assert!(behind(&asked).contains("at its limit of 1"));
+    }
+
+    #[test]
+    fn one_that_runs_gets_no_second_turn_and_keeps_its_view_though_a_late_cache_asks_for_it() {
+        let places = Places::default();
+        let mut urgent = queued("b", "v");
+        urgent.spec.priority = 5;
+        let [late, other] = [&queued("a", "v"), &urgent].map(|refresh| ask(&places, refresh));
+        places.deal(&[Place::of(&running("a", "v")).unwrap()], &limit(9));
+        assert_eq!(late.answer(), None);
+        assert!(behind(&other).ends_with("behind mvr/a"));
     }
 
     #[test]
