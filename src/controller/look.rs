@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::caller::{self, credential};
 use super::context::Context;
-use super::refresh::{JobEnd, JobSeen, Observed, OutcomeSeen, ProgressSeen, World, is_held};
+use super::refresh::{JobSeen, Observed, OutcomeSeen, ProgressSeen, World, is_held};
 use super::targets::Reach;
 use crate::catalog::credential::Credential;
 use crate::engine::catalog::Catalog;
@@ -245,8 +245,9 @@ pub async fn job(
     let uid = found.uid().unwrap_or_default();
     let pods = target.pods_of(&uid);
     let mut seen = state::of(&found, pods.iter().map(AsRef::as_ref));
-    if let Some(JobEnd::Failed { .. }) = seen.end {
-        // The watch of pods may be behind, and their last word is the message.
+    if seen.lacks_last_word() {
+        // The watch of pods may be behind, and their last word is the message,
+        // or all that is left of the result.
         let ours = format!("{}={}", names::REFRESH_UID_LABEL, refresh_uid(refresh));
         let ours = ListParams::default().labels(&ours);
         let pods = target.ask(target.pods.list(&ours)).await?;

@@ -24,6 +24,17 @@ pub struct JobState {
     pub stuck: Option<String>,
 }
 
+impl JobState {
+    /// Whether it has ended, and what its workers said at the end is not known
+    /// whole: pods that were not shown yet may have more of it.
+    pub fn lacks_last_word(&self) -> bool {
+        matches!(
+            self.end,
+            Some(JobEnd::Succeeded(None) | JobEnd::Failed { .. })
+        )
+    }
+}
+
 /// How a Job ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobEnd {
@@ -371,6 +382,17 @@ mod tests {
     fn success_is_seen_from_its_criteria_too() {
         let state = of(&job(true_("SuccessCriteriaMet", "SuccessPolicy")), []);
         assert_eq!(state.end, Some(JobEnd::Succeeded(None)));
+    }
+
+    #[test]
+    fn the_last_word_is_looked_for_where_the_pods_that_were_shown_have_not_said_it() {
+        let met = job(true_("Complete", "CompletionsReached"));
+        let done = ended(0, Some(Ending::Done(outcome())), 1);
+        assert!(of(&met, []).lacks_last_word());
+        assert!(!of(&met, [&done]).lacks_last_word());
+        let failed = job(true_("Failed", "BackoffLimitExceeded"));
+        assert!(of(&failed, []).lacks_last_word());
+        assert!(!of(&job(json!([])), []).lacks_last_word(), "it goes on");
     }
 
     #[test]
