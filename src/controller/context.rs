@@ -40,6 +40,10 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// than from one look to the next.
 const NOTED: Duration = Duration::from_secs(60);
 
+/// How long after a look its finding is none for the next one: longer than the
+/// longest pause between them, and what a look takes.
+const SPELL_BREAKS: Duration = Duration::from_secs(150);
+
 /// At least so long after one another RefreshClusters are asked for, so that
 /// many launches at a time share an answer.
 const BETWEEN_ASKS: Duration = Duration::from_millis(20);
@@ -79,6 +83,8 @@ pub struct Context {
     looked: Mutex<Times>,
     /// When a refresh's workers were last heard of, or asked after, by UID.
     heard: Mutex<Times>,
+    /// Since when the histories of refreshes have been shut.
+    shut: Mutex<Spells>,
 }
 
 /// When something was last noted of refreshes, by UID. A pass that is under way
@@ -98,6 +104,25 @@ impl Times {
             self.by_uid.retain(|_, at| now.duration_since(*at) < NOTED);
         }
         self.by_uid.insert(uid.to_string(), now);
+    }
+}
+
+/// Since when something has been found the same of refreshes at each look, and
+/// when last, by UID.
+#[derive(Default)]
+struct Spells {
+    by_uid: HashMap<String, (Instant, Instant)>,
+}
+
+impl Spells {
+    /// For how long it has been so, found so again now.
+    fn go_on(&mut self, uid: &str, now: Instant) -> Duration {
+        // What nobody looked at for so long may have been otherwise meanwhile.
+        self.by_uid
+            .retain(|_, (_, last)| now.duration_since(*last) < SPELL_BREAKS);
+        let spell = self.by_uid.entry(uid.to_string()).or_insert((now, now));
+        spell.1 = now;
+        now.duration_since(spell.0)
     }
 }
 
@@ -172,6 +197,7 @@ impl Context {
             put_off: Mutex::default(),
             looked: Mutex::default(),
             heard: Mutex::default(),
+            shut: Mutex::default(),
         }
     }
 
@@ -315,6 +341,17 @@ impl Context {
         silent
     }
 
+    /// Notes that relance itself found no way into a refresh's history, which its
+    /// caller is kept from; for how long that has been so.
+    pub(super) fn is_shut(&self, uid: &str) -> Duration {
+        lock(&self.shut).go_on(uid, Instant::now())
+    }
+
+    /// Notes that this is not so, or cannot be said.
+    pub(super) fn is_not_shut(&self, uid: &str) {
+        lock(&self.shut).by_uid.remove(uid);
+    }
+
     /// Forgets when the workers of a refresh that has none any more were heard of.
     pub(super) fn at_rest(&self, uid: &str) {
         lock(&self.looked).by_uid.remove(uid);
@@ -324,6 +361,7 @@ impl Context {
     /// Forgets a refresh that nothing more is to be done about for now.
     pub(super) fn forget(&self, uid: &str) {
         lock(&self.put_off).remove(uid);
+        self.is_not_shut(uid);
         self.at_rest(uid);
         self.places.forget(uid);
     }
@@ -366,6 +404,21 @@ mod tests {
         }
         let known: Vec<_> = times.by_uid.into_keys().collect();
         assert_eq!(known, ["runs"]);
+    }
+
+    #[test]
+    fn a_spell_lasts_for_as_long_as_each_look_finds_the_same() {
+        let mut spells = Spells::default();
+        let began = Instant::now();
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        for minute in 0..5 {
+            let lasts = spells.go_on("a", began + minutes(minute));
+            assert_eq!(lasts, minutes(minute));
+        }
+        assert_eq!(spells.go_on("b", began + minutes(5)), Duration::ZERO);
+        assert_eq!(spells.go_on("a", began + minutes(9)), Duration::ZERO);
+        assert_eq!(spells.go_on("b", began + minutes(11)), Duration::ZERO);
+        assert_eq!(spells.by_uid.len(), 2);
     }
 
     #[test]

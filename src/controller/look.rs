@@ -28,6 +28,10 @@ use crate::world::{self, WorldError};
 /// the Secret is owned by the refresh, so it can only be made after it.
 const SECRET_PATIENCE: i64 = 60;
 
+/// For how long the history of a refresh whose caller the catalog denies must
+/// not open to relance itself either, at any look, before nobody waits for it.
+const SHUT_FOR_GOOD: Duration = Duration::from_secs(120);
+
 /// After how long a Job without a pod is asked why.
 const POD_PATIENCE: i64 = 3;
 
@@ -286,7 +290,10 @@ pub async fn outcome(ctx: &Context, refresh: &MaterializedViewRefresh) -> Outcom
         (Err(denied @ EngineError::CatalogDenied { .. }), Some(uri)) => {
             found_without_caller(ctx, refresh, uri, &denied).await
         }
-        (found, _) => told(found),
+        (found, _) => {
+            ctx.is_not_shut(&refresh_uid(refresh));
+            told(found)
+        }
     }
 }
 
@@ -343,8 +350,28 @@ async fn found_without_caller(
     uri: &str,
     denied: &EngineError,
 ) -> OutcomeSeen {
+    let uid = refresh_uid(refresh);
+    let (found, has_way) = found_by_relance(ctx, refresh, uri).await;
+    let shut = match (has_way, found.is_err()) {
+        (false, true) => Some(ctx.is_shut(&uid)),
+        _ => {
+            ctx.is_not_shut(&uid);
+            None
+        }
+    };
+    told_without_caller(found, shut, denied)
+}
+
+/// The same, and whether relance has a way of its own to the view: what fails
+/// then is a fault that passes.
+async fn found_by_relance(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+    uri: &str,
+) -> (Result<Option<Outcome>, EngineError>, bool) {
     let (view, uid) = (refresh.spec.view.clone(), refresh_uid(refresh));
-    let mut vended = false;
+    let uri = uri.to_string();
+    let mut has_way = false;
     let found = async {
         let catalog = ctx.catalog.get().await?;
         // The catalog may vend to relance what it takes to reach the view; where
@@ -354,18 +381,40 @@ async fn found_without_caller(
             async move { catalog.locate(&view).await }
         };
         let located = ctx.catalog.look_long(locate).await;
-        vended = matches!(located, Ok(Ok(_))) && catalog.store().is_vended(uri);
-        let uri = uri.to_string();
-        let found = async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
-        ctx.catalog.look_long(found).await?
+        has_way = matches!(located, Ok(Ok(_))) && catalog.store().is_vended(&uri);
+        let recorded = {
+            let (catalog, uri, uid) = (catalog.clone(), uri.clone(), uid.clone());
+            async move { outcome::known_at(catalog.store(), &uri, &uid).await }
+        };
+        let known = ctx.catalog.look_long(recorded).await??;
+        has_way = true;
+        match known {
+            Known::Outcome(found) => Ok(found),
+            Known::Planned(uri) => {
+                let found =
+                    async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
+                ctx.catalog.look_long(found).await?
+            }
+        }
     };
-    let told = told(found.await);
-    match told {
-        // Nothing says that relance has a way of its own to the view at all: to
-        // wait would mend nothing.
-        OutcomeSeen::Unavailable(why) if !vended => {
+    (found.await, has_way)
+}
+
+/// What that means, where the history has been `shut` to relance too for so
+/// long. It is said to stay so only after a while: what a store answers to one
+/// that may not read it is not to be told from what it answers while it is away.
+fn told_without_caller(
+    found: Result<Option<Outcome>, EngineError>,
+    shut: Option<Duration>,
+    denied: &EngineError,
+) -> OutcomeSeen {
+    match told(found) {
+        OutcomeSeen::Unavailable(why) if shut.is_some_and(|shut| shut >= SHUT_FOR_GOOD) => {
             tracing::debug!(why, "nor does the view's history open to relance itself");
             OutcomeSeen::Denied(denied.to_string())
+        }
+        OutcomeSeen::Unavailable(why) => {
+            OutcomeSeen::Unavailable(format!("{denied}; and to relance itself {why}"))
         }
         told => told,
     }
@@ -446,4 +495,44 @@ async fn why_no_pod(target: &Target, job_uid: &str) -> Option<String> {
         .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0))?;
     let message = last.message.unwrap_or_default();
     Some(format!("The worker pod is not allowed now: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied() -> EngineError {
+        EngineError::CatalogDenied {
+            table: "v".into(),
+            why: "the token has expired".into(),
+        }
+    }
+
+    fn away() -> Result<Option<Outcome>, EngineError> {
+        Err(EngineError::Unavailable {
+            what: "the object o".into(),
+            why: "503".into(),
+        })
+    }
+
+    #[test]
+    fn a_history_that_relance_cannot_read_now_is_shut_for_good_only_after_a_while() {
+        let told = |shut| told_without_caller(away(), shut, &denied());
+        let a_moment = SHUT_FOR_GOOD - Duration::from_secs(1);
+        // None: relance has a way of its own to it.
+        for shut in [None, Some(Duration::ZERO), Some(a_moment)] {
+            let OutcomeSeen::Unavailable(why) = told(shut) else {
+                panic!("{shut:?}: no wait is taken to mend it");
+            };
+            assert!(why.contains("expired") && why.ends_with("503"), "{why}");
+        }
+        let OutcomeSeen::Denied(why) = told(Some(SHUT_FOR_GOOD)) else {
+            panic!("it is waited for ever");
+        };
+        assert_eq!(why, denied().to_string());
+        assert_eq!(
+            told_without_caller(Ok(None), Some(SHUT_FOR_GOOD), &denied()),
+            OutcomeSeen::NotFound
+        );
+    }
 }

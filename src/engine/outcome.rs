@@ -102,9 +102,14 @@ pub enum Known {
 /// The quick part of [`find`]. Errors: `ViewNotFound`, `Unavailable`.
 pub async fn known(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Known> {
     let uri = catalog.locate(id).await?;
-    let objects = catalog.store().objects(&uri).await?;
+    known_at(catalog.store(), &uri, refresh).await
+}
+
+/// [`known`] for a view that is known to be at `uri`. Errors: `Unavailable`.
+pub async fn known_at(store: &Store, uri: &str, refresh: &str) -> Result<Known> {
+    let objects = store.objects(uri).await?;
     Ok(match traces(&objects, refresh).await? {
-        (None, Some(_)) => Known::Planned(uri),
+        (None, Some(_)) => Known::Planned(uri.to_string()),
         (outcome, _) => Known::Outcome(outcome),
     })
 }
