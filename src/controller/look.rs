@@ -14,7 +14,7 @@ use super::context::Context;
 use super::refresh::{JobSeen, Observed, OutcomeSeen, ProgressSeen, World, is_held};
 use super::targets::Reach;
 use crate::catalog::credential::Credential;
-use crate::engine::catalog::Catalog;
+use crate::engine::catalog::{Catalog, DELIMITER};
 use crate::engine::error::EngineError;
 use crate::engine::freshness::{self, Freshness};
 use crate::engine::outcome::{self, Known, Outcome};
@@ -315,12 +315,14 @@ async fn found(
     refresh: &MaterializedViewRefresh,
 ) -> Result<Option<Outcome>, EngineError> {
     let caller = match refresh.spec.forwarded_credential {
-        true => credential(ctx, refresh)
-            .await
-            .map_err(|error| EngineError::Unavailable {
+        true => {
+            let found = credential(ctx, refresh).await;
+            let found = found.map_err(|error| EngineError::Unavailable {
                 what: "the caller's credential".to_string(),
                 why: error.to_string(),
-            })?,
+            })?;
+            Some(found.ok_or_else(|| without_credential(refresh))?)
+        }
         false => None,
     };
     let catalog = ctx.catalog.seen_by(caller.as_ref()).await?;
@@ -339,6 +341,22 @@ async fn found(
             let found = async move { outcome::find_at(catalog.store(), &uri, &view, &uid).await };
             ctx.catalog.look_long(found).await?
         }
+    }
+}
+
+/// What it means that there is no credential of a refresh's caller: no wait
+/// brings one that was there before.
+fn without_credential(refresh: &MaterializedViewRefresh) -> EngineError {
+    let secret = names::credential_secret(&refresh.name_any());
+    match is_young(refresh, &secret) {
+        Some(_) => EngineError::Unavailable {
+            what: format!("Secret '{secret}' with the caller's credential"),
+            why: "it may be on its way".to_string(),
+        },
+        None => EngineError::CatalogDenied {
+            table: refresh.spec.view.join(DELIMITER),
+            why: format!("there is none any more in Secret '{secret}'"),
+        },
     }
 }
 
@@ -499,6 +517,9 @@ async fn why_no_pod(target: &Target, job_uid: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::SignedDuration;
+
     use super::*;
 
     fn denied() -> EngineError {
@@ -533,6 +554,26 @@ mod tests {
         assert_eq!(
             told_without_caller(Ok(None), Some(SHUT_FOR_GOOD), &denied()),
             OutcomeSeen::NotFound
+        );
+    }
+
+    #[test]
+    fn a_credential_that_is_not_there_is_denied_unless_it_may_be_on_its_way() {
+        let made = |ago: i64| {
+            let spec = serde_json::json!({"view": ["n", "v"], "forwardedCredential": true});
+            let mut refresh =
+                MaterializedViewRefresh::new("r", serde_json::from_value(spec).unwrap());
+            let at = Timestamp::now() - SignedDuration::from_secs(ago);
+            refresh.metadata.creation_timestamp = Some(Time(at));
+            without_credential(&refresh)
+        };
+        assert!(matches!(made(5), EngineError::Unavailable { .. }));
+        let gone = made(SECRET_PATIENCE + 1);
+        assert!(matches!(gone, EngineError::CatalogDenied { .. }));
+        assert!(
+            gone.to_string()
+                .contains("for 'n$v': there is none any more"),
+            "{gone}"
         );
     }
 }

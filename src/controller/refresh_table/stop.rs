@@ -146,6 +146,26 @@ fn a_resumed_refresh_queues_again() {
 }
 
 #[test]
+fn a_resumed_refresh_whose_callers_credential_is_gone_fails_for_that_and_waits_for_no_history() {
+    let mut seen = started(None, 5);
+    let status = seen.refresh.status.as_mut().unwrap();
+    status.phase = Phase::Queued;
+    status.start_time = None;
+    seen.outcome = denied();
+    assert_eq!(decide(&seen), Action::Look(Look::Turn));
+    seen.turn = Some(Turn::Now);
+    assert_eq!(decide(&seen), Action::Look(Look::World));
+    seen.world = Some(World::Refused {
+        reason: reasons::CREDENTIAL_NOT_FOUND.into(),
+        message: "there is no Secret".into(),
+    });
+    assert_eq!(
+        ends(decide(&seen)),
+        (Phase::Failed, reasons::CREDENTIAL_NOT_FOUND.into())
+    );
+}
+
+#[test]
 fn cancel_goes_before_suspend() {
     let mut seen = seen(Some(Phase::Suspended));
     seen.refresh.spec.suspend = true;
