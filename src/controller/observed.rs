@@ -81,6 +81,17 @@ pub enum Turn {
     Behind(String),
 }
 
+/// What keeps a refresh that waits from asking for its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CannotAsk {
+    /// What it did before it was held cannot be read, and perhaps never will be:
+    /// nobody is to wait for that.
+    History,
+    /// Its view, its cluster or its Secrets cannot be looked at yet: it keeps its
+    /// place before its view's others, or a younger one would run first.
+    World,
+}
+
 /// A refresh's Job.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobSeen {
@@ -314,6 +325,19 @@ impl Observed {
         self.refresh = written;
         if !before && self.was_started() {
             self.outcome = Some(OutcomeSeen::NotFound);
+        }
+    }
+
+    /// What kept it from asking for its turn in this pass, if it waits for one
+    /// and could not.
+    pub fn cannot_ask(&self) -> Option<CannotAsk> {
+        if self.phase() != Phase::Queued || self.turn.is_some() {
+            return None;
+        }
+        match (&self.outcome, &self.world) {
+            (Some(OutcomeSeen::Unavailable(_)), _) => Some(CannotAsk::History),
+            (_, Some(World::Unavailable(_))) => Some(CannotAsk::World),
+            _ => None,
         }
     }
 

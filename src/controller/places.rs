@@ -38,8 +38,9 @@ struct State {
     reserved: HashMap<String, Place>,
     /// UIDs of those that wait until they are woken.
     asleep: HashSet<String>,
-    /// UIDs of those that had their turn and could not use it: they ask again
-    /// some time, and until then nobody waits for them but their view's others.
+    /// UIDs of those that could not use their turn, or not look yet at what they
+    /// would ask for: they ask again some time, and until then nobody waits for
+    /// them but their view's others.
     stalled: HashSet<String>,
     /// UIDs of those that cannot even ask for now: nobody waits for them until
     /// they do.
@@ -273,14 +274,20 @@ impl Places {
         }
     }
 
-    /// A refresh that has its turn cannot use it for now: it gives it back, and
-    /// will ask again.
+    /// A refresh that has its turn cannot use it for now, or could not if it had
+    /// it: it gives it back, and will ask again.
     pub fn stalls(&self, uid: &str) {
-        self.state().stalled.insert(uid.to_string());
+        let mut state = self.state();
+        let has_turn = state.reserved.contains_key(uid);
+        // Where it has its turn, others are woken once it has given it back.
+        if state.stalled.insert(uid.to_string()) && !has_turn {
+            drop(state);
+            self.changed();
+        }
     }
 
-    /// A refresh that waits cannot even ask for its turn for now: nobody else
-    /// waits for it until it does.
+    /// A refresh that waits cannot even ask for its turn for now, and perhaps
+    /// never will: nobody else waits for it until it does.
     pub fn steps_aside(&self, uid: &str) {
         if self.state().aside.insert(uid.to_string()) {
             self.changed();
@@ -573,6 +580,25 @@ mod tests {
         places.deal(&[], &limit(1));
         assert_eq!(stuck.answer(), Some(Turn::Now));
         assert!(behind(&next).ends_with("behind mvr/a"));
+    }
+
+    #[test]
+    fn one_that_cannot_look_yet_at_what_it_would_ask_for_keeps_its_place_before_its_views_others() {
+        let places = Places::default();
+        let (stuck, same, other) = (
+            refresh("a", "v", json!(null)),
+            queued("b", "v"),
+            queued("c", "w"),
+        );
+        for refresh in [&stuck, &same, &other] {
+            places.note(refresh, false);
+        }
+        // The catalog was away, or its Secret is yet to come.
+        places.stalls("uid-a");
+        let [waits, goes] = [&same, &other].map(|refresh| ask(&places, refresh));
+        places.deal(&[], &limit(1));
+        assert!(behind(&waits).ends_with("behind mvr/a"));
+        assert_eq!(goes.answer(), Some(Turn::Now), "of another view");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use super::context::Context;
 use super::look;
 use super::places::Asked;
 use super::refresh::{
-    Action, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, ProgressSeen, Step, World,
-    Write, decide, is_held,
+    Action, CannotAsk, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, ProgressSeen,
+    Step, World, Write, decide, is_held,
 };
 use super::targets::Reach;
 use super::{admission, apply};
@@ -75,7 +75,7 @@ async fn passed(
     };
     let ended = pass.run(ctx).await;
     let phase = pass.phase();
-    let has_asked = pass.seen.turn.is_some();
+    let cannot_ask = pass.seen.cannot_ask();
     drop(pass);
     if phase.is_terminal() {
         ctx.at_rest(&uid);
@@ -87,8 +87,10 @@ async fn passed(
         }
         End::Conflict => AFTER_CONFLICT,
         End::Wait(Pause::BackOff) => {
-            if phase == Phase::Queued && !has_asked {
-                ctx.places.steps_aside(&uid);
+            match cannot_ask {
+                Some(CannotAsk::History) => ctx.places.steps_aside(&uid),
+                Some(CannotAsk::World) => ctx.places.stalls(&uid),
+                None => {}
             }
             return Ok(Some(ctx.put_off(&uid)));
         }

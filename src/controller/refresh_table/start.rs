@@ -136,3 +136,20 @@ fn the_intent_is_written_before_the_job_is_created() {
     seen.outcome = Some(OutcomeSeen::NotFound);
     assert_eq!(decide(&seen), Action::CreateJob);
 }
+
+#[test]
+fn one_that_waits_loses_its_place_only_where_nobody_knows_whether_it_can_ever_ask() {
+    let away = || Some(World::Unavailable("Waiting for Secret 's'".into()));
+    let mut waits = seen(Some(Phase::Queued));
+    assert_eq!(waits.cannot_ask(), None);
+    waits.world = away();
+    assert_eq!(waits.cannot_ask(), Some(CannotAsk::World));
+    waits.turn = Some(Turn::Now);
+    assert_eq!(waits.cannot_ask(), None, "it has asked");
+    let mut resumed = started(None, 5);
+    resumed.refresh.status.as_mut().unwrap().phase = Phase::Queued;
+    resumed.outcome = Some(OutcomeSeen::Unavailable("away".into()));
+    assert_eq!(resumed.cannot_ask(), Some(CannotAsk::History));
+    resumed.outcome = Some(OutcomeSeen::NotFound);
+    assert_eq!(resumed.cannot_ask(), None);
+}
