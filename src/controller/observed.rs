@@ -346,6 +346,12 @@ impl Observed {
         is_held(&self.refresh)
     }
 
+    /// Whether its Job's cluster has another address than its status says.
+    pub(super) fn has_moved(&self) -> bool {
+        let job = self.refresh.status.as_ref().and_then(|s| s.job.as_ref());
+        job.is_some_and(|job| job.server != self.job_server)
+    }
+
     /// Whether it goes once its finalizers have.
     pub(super) fn is_deleted(&self) -> bool {
         self.refresh.metadata.deletion_timestamp.is_some()

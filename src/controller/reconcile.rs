@@ -369,13 +369,14 @@ impl<'a> Pass<'a> {
         let Some(made) = self.seen.status().job else {
             return Ok(None);
         };
-        match target
-            .server()
-            .is_some_and(|server| made.is_elsewhere(server))
-        {
-            true => self.left_in_cluster(&made, target).await,
-            false => self.left_in_namespace(&made, target).await,
+        let server = target.server().filter(|server| made.is_elsewhere(server));
+        if let Some(server) = server {
+            if let Some(unseen) = self.left_in_cluster(&made, target).await? {
+                return Ok(Some(unseen));
+            }
+            self.seen.job_server = Some(server.to_string());
         }
+        self.left_in_namespace(&made, target).await
     }
 
     /// The same where the kubeconfig gives another address than the Job was made

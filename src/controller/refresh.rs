@@ -238,9 +238,7 @@ fn deleted(seen: &Observed) -> Action {
         Some(JobSeen::Absent | JobSeen::Foreign) => Action::Release(None),
         // Its own cluster ends its pods now.
         Some(JobSeen::Ours(job)) if job.deleting => Action::Release(None),
-        Some(JobSeen::Ours(job)) => Action::DeleteJob {
-            uid: job.uid.clone(),
-        },
+        Some(JobSeen::Ours(job)) => delete_job(seen, job),
         Some(JobSeen::Lost(why)) => Action::Release(Some(left(seen, why))),
         Some(JobSeen::Away(_)) if !seen.has_begun() => Action::Release(None),
         Some(JobSeen::Away(why)) if seen.overdue(DEADLINE_MARGIN) => {
@@ -262,15 +260,23 @@ fn release_after_the_end(seen: &Observed) -> Action {
         None => Action::Look(Look::Job),
         Some(JobSeen::Absent | JobSeen::Foreign) => Action::Release(None),
         Some(JobSeen::Ours(job)) if job.end.is_some() || job.deleting => Action::Release(None),
-        Some(JobSeen::Ours(job)) if over || !is_ending(seen, job) => Action::DeleteJob {
-            uid: job.uid.clone(),
-        },
+        Some(JobSeen::Ours(job)) if over || !is_ending(seen, job) => delete_job(seen, job),
         Some(JobSeen::Ours(_)) => keep(seen, Pause::AtMost(TRY_AGAIN)),
         Some(JobSeen::Lost(why)) => Action::Release(Some(left(seen, why))),
         // It never ran, or was held and its Job gone: no Job of it is there.
         Some(JobSeen::Away(_)) if !seen.has_begun() => Action::Release(None),
         Some(JobSeen::Away(why)) if over => Action::Release(Some(left(seen, why))),
         Some(JobSeen::Away(_)) => keep(seen, Pause::AtMost(TRY_AGAIN)),
+    }
+}
+
+/// Deletes its Job, once it is written where it is.
+fn delete_job(seen: &Observed, job: &JobState) -> Action {
+    if seen.has_moved() {
+        return update(status::moved(seen));
+    }
+    Action::DeleteJob {
+        uid: job.uid.clone(),
     }
 }
 
@@ -330,6 +336,11 @@ fn launch(seen: &Observed) -> Action {
 
 /// Its Job is there.
 fn with_job(seen: &Observed, job: &JobState) -> Action {
+    // It shows that another address is that of the same cluster, but only for as
+    // long as it is there; and that it has gone is to be seen there too.
+    if seen.has_moved() {
+        return update(status::moved(seen));
+    }
     match &job.end {
         Some(JobEnd::Succeeded(said)) => match (&seen.outcome, said) {
             (None, _) => Action::Look(Look::Outcome),

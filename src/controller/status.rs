@@ -68,6 +68,15 @@ pub fn launched(seen: &Observed, job: &JobState) -> Status {
     status
 }
 
+/// Its Job's cluster has another address by now.
+pub fn moved(seen: &Observed) -> Status {
+    let mut status = observed(seen);
+    if let Some(job) = &mut status.job {
+        job.server = seen.job_server.clone();
+    }
+    status
+}
+
 /// Its Job is gone and left no commit: back to the intent.
 pub fn vanished(seen: &Observed) -> Status {
     let mut status = said(

@@ -6,7 +6,7 @@ use super::*;
 
 /// Held by the finalizer.
 fn held(mut seen: Observed) -> Observed {
-    seen.refresh.metadata.finalizers = Some(vec!["other".into(), names::REMOTE_FINALIZER.into()]);
+    seen.refresh.metadata.finalizers = Some(vec![names::REMOTE_FINALIZER.into()]);
     seen.remote = true;
     seen.job_namespace = "there".into();
     seen
@@ -205,6 +205,50 @@ fn delete_takes_the_job_along_before_the_finalizer_goes() {
     for gone in [deleting(), Some(JobSeen::Absent), Some(JobSeen::Foreign)] {
         seen.job = gone;
         assert_eq!(decide(&seen), Action::Release(None));
+    }
+}
+
+#[test]
+fn a_job_that_is_found_at_another_address_of_its_cluster_is_written_before_it_can_go() {
+    let moved = |mut seen: Observed| {
+        let job = seen.refresh.status.as_mut().unwrap().job.as_mut();
+        job.unwrap().server = Some("before".into());
+        seen.job_server = Some("now".into());
+        seen
+    };
+    let mut running = moved(held(started(Some(UID), 5)));
+    let mut suspended = running.clone();
+    suspended.refresh.spec.suspend = true;
+    let mut ended = running.clone();
+    ended.refresh.status.as_mut().unwrap().phase = Phase::Failed;
+    let gone = deleted(running.clone());
+    running.progress = Some(ProgressSeen::Nothing);
+    for (mut seen, found, then) in [
+        (running, job(None), Action::Wait(Pause::ForProgress)),
+        (
+            suspended.clone(),
+            job(None),
+            Action::DeleteJob { uid: UID.into() },
+        ),
+        (
+            suspended,
+            deleting(),
+            Action::Wait(Pause::AtMost(Duration::from_secs(5))),
+        ),
+        (ended, job(None), Action::DeleteJob { uid: UID.into() }),
+        (gone, job(None), Action::DeleteJob { uid: UID.into() }),
+    ] {
+        seen.job = found;
+        let (status, step) = written(decide(&seen));
+        assert_eq!(status.job.as_ref().unwrap().server.as_deref(), Some("now"));
+        assert_eq!(status.job.as_ref().unwrap().uid.as_deref(), Some(UID));
+        assert_eq!(step, None);
+        seen.refresh.status = Some(status);
+        if let Action::Write(write) = decide(&seen) {
+            // Why it waits.
+            seen.refresh.status = Some(write.status);
+        }
+        assert_eq!(decide(&seen), then);
     }
 }
 
