@@ -346,6 +346,14 @@ impl Observed {
         is_held(&self.refresh)
     }
 
+    /// Whether it stays when that finalizer goes, for those of others.
+    pub(super) fn is_held_by_others(&self) -> bool {
+        let finalizers = self.refresh.metadata.finalizers.iter().flatten();
+        finalizers
+            .into_iter()
+            .any(|held| held != names::REMOTE_FINALIZER)
+    }
+
     /// Whether its Job's cluster has another address than its status says.
     pub(super) fn has_moved(&self) -> bool {
         let job = self.refresh.status.as_ref().and_then(|s| s.job.as_ref());

@@ -233,6 +233,11 @@ fn deleted(seen: &Observed) -> Action {
         // It has no Job.
         return Action::Release(None);
     }
+    // It stays when it is released, and its end is told: what became of its Job
+    // is to be seen for as long.
+    if seen.phase() == Phase::Running && seen.is_held_by_others() {
+        return running(seen);
+    }
     match &seen.job {
         None => Action::Look(Look::Job),
         Some(JobSeen::Absent | JobSeen::Foreign) => Action::Release(None),

@@ -24,6 +24,8 @@ use crate::resources::{MaterializedViewRefresh, Phase, Progress, names, reasons}
 
 const REFRESHES: usize = 4;
 const DEADLINE: i64 = 600;
+/// Somebody's finalizer.
+const OTHERS: &str = "somebody.example/keeps";
 
 /// A refresh as the API server has it, and what truly became of its work.
 struct Stored {
@@ -48,6 +50,12 @@ enum Far {
 /// Whether a refresh's Jobs are made in the other cluster.
 fn remote(of: usize) -> bool {
     of % 2 == 1
+}
+
+/// Whether somebody else's finalizer keeps a refresh.
+fn is_kept(refresh: &MaterializedViewRefresh) -> bool {
+    let finalizers = refresh.metadata.finalizers.iter().flatten();
+    finalizers.into_iter().any(|held| held == OTHERS)
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -177,7 +177,8 @@ impl Model {
                     let works = matches!(job.work, Work::Pending | Work::Running) && !job.deleting;
                     assert!(!works || given_up, "released while Job {job:?} works");
                 }
-                if stored.refresh.metadata.deletion_timestamp.is_some() {
+                let deleted = stored.refresh.metadata.deletion_timestamp.is_some();
+                if deleted && !is_kept(&stored.refresh) {
                     stored.gone = true;
                     self.operators[at].reserved.remove(&of);
                     return;
@@ -252,8 +253,9 @@ impl Model {
         if stored.version != pass.version || stored.gone {
             return false;
         }
-        let finalizers = held.then(|| vec![names::REMOTE_FINALIZER.to_string()]);
-        stored.refresh.metadata.finalizers = finalizers;
+        let finalizers = stored.refresh.metadata.finalizers.get_or_insert_default();
+        finalizers.retain(|held| held != names::REMOTE_FINALIZER);
+        finalizers.extend(held.then(|| names::REMOTE_FINALIZER.to_string()));
         stored.version += 1;
         pass.version = stored.version;
         pass.seen.refresh = stored.refresh.clone();
@@ -261,7 +263,9 @@ impl Model {
     }
 
     pub(super) fn write(&mut self, pass: &mut Pass, write: &Write) -> bool {
-        let lost = remote(pass.of) && self.far == Far::Lost;
+        // It may be found again between the look and the word.
+        let lost = remote(pass.of)
+            && (self.far == Far::Lost || matches!(pass.seen.job, Some(JobSeen::Lost(_))));
         let stored = &mut self.stored[pass.of];
         if stored.version != pass.version || stored.gone {
             return false;
@@ -328,6 +332,10 @@ impl Model {
         assert_eq!(held, remote(of), "a Job in the wrong cluster");
         if self.stored[of].gone {
             // Its Job is swept up.
+            pass.seen.saw_job(Some(JobSeen::Ours(JobState {
+                uid: "swept-up".into(),
+                ..JobState::default()
+            })));
             return;
         }
         if held && self.far != Far::Up {

@@ -209,6 +209,29 @@ fn delete_takes_the_job_along_before_the_finalizer_goes() {
 }
 
 #[test]
+fn delete_of_one_that_somebody_elses_finalizer_keeps_is_not_told_before_its_workers_are_gone() {
+    let mut seen = deleted(held(started(Some(UID), 5)));
+    let finalizers = seen.refresh.metadata.finalizers.as_mut().unwrap();
+    finalizers.push("somebody.example/keeps".into());
+    assert_eq!(decide(&seen), Action::Look(Look::Job));
+    seen.job = job(None);
+    assert_eq!(decide(&seen), Action::DeleteJob { uid: UID.into() });
+    seen.job = deleting();
+    says_and_waits(seen.clone());
+    seen.job = Some(JobSeen::Absent);
+    assert_eq!(decide(&seen), Action::Look(Look::Outcome));
+    seen.outcome = Some(OutcomeSeen::NotFound);
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Cancelled);
+    seen.refresh.status = Some(status);
+    assert_eq!(decide(&seen), Action::Release(None));
+    // It was the last but one.
+    let mut seen = deleted(held(started(Some(UID), 5)));
+    seen.job = deleting();
+    assert_eq!(decide(&seen), Action::Release(None));
+}
+
+#[test]
 fn a_job_that_is_found_at_another_address_of_its_cluster_is_written_before_it_can_go() {
     let moved = |mut seen: Observed| {
         let job = seen.refresh.status.as_mut().unwrap().job.as_mut();
