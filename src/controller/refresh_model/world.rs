@@ -152,6 +152,7 @@ impl Model {
         }
         self.orphans.clear();
         for of in std::mem::take(&mut self.late) {
+            self.late_once.insert(of);
             self.create(of);
         }
         for of in 0..REFRESHES {
