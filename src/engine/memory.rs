@@ -47,6 +47,9 @@ const AHEAD_SHARE: u64 = 16;
 /// rows if that is less.
 const BATCHES_AHEAD: u64 = 8;
 
+/// How many rows with blobs are read at a time.
+pub const BLOBS: usize = 8;
+
 /// What share of the limit queries may hold: one part of so many.
 const SHARE: u64 = 2;
 
@@ -82,6 +85,14 @@ impl Memory {
     pub fn bound(&self, scanner: &mut Scanner) {
         scanner.io_buffer_size(self.read_ahead);
         scanner.batch_size_bytes(self.read_ahead / BATCHES_AHEAD);
+    }
+
+    /// The same where it reads blobs. How large these are is not known before they are
+    /// read, and they may be large: few at a time.
+    pub fn bound_blobs(&self, scanner: &mut Scanner) {
+        scanner.batch_size(BLOBS);
+        scanner.batch_readahead(1);
+        scanner.materialization_readahead_bytes(self.read_ahead);
     }
 }
 

@@ -241,13 +241,18 @@ impl<'a> Chosen<'a> {
         let full = usize::try_from(all.div_ceil(TARGET_ROWS)).unwrap_or(usize::MAX);
         let objects: usize = self.partials.iter().map(|p| p.objects.len()).sum();
         let many = objects > MANY.max(full.saturating_mul(2));
-        let small = |partial: &Partial| {
-            let of: u64 = partial.inputs.iter().filter_map(|i| rows.get(i)).sum();
-            of < TARGET_ROWS / 4
+        let rows = |partial: &Partial| -> u64 {
+            let rows = partial.inputs.iter().filter_map(|i| rows.get(i));
+            rows.sum()
+        };
+        let small = |partial: &Partial| rows(partial) < TARGET_ROWS / 4;
+        // Full ones that a compaction joined are as few as there can be.
+        let worn = |partial: &Partial| {
+            let full = usize::try_from(rows(partial).div_ceil(TARGET_ROWS)).unwrap_or(usize::MAX);
+            partial.objects.len() > MANY.max(full.saturating_mul(2))
         };
         let before = self.partials.len();
-        self.partials
-            .retain(|p| p.objects.len() <= MANY && !(many && small(p)));
+        self.partials.retain(|p| !worn(p) && !(many && small(p)));
         if self.partials.len() == before {
             return;
         }
@@ -280,7 +285,8 @@ pub async fn prune(objects: &Objects, work: &Work, refresh: &str, known: &Known)
         return Ok(());
     }
     let listed = objects.list(&paths::partials(objects.root())).await?;
-    if needs && listed.len() <= MANY + 2 * work.plan.partials.len() {
+    let used: usize = work.plan.partials.iter().map(|p| p.objects.len()).sum();
+    if needs && listed.len() <= MANY + 2 * used {
         return Ok(());
     }
     let mut needed: HashSet<String> = HashSet::new();

@@ -84,7 +84,7 @@ async fn run(
                 if let Some(done) = run.left_to_the_first().await? {
                     return Ok(done);
                 }
-                return run.finish(&work, outcome, table).await;
+                return run.finish(&work, outcome, *table).await;
             }
             Planned::Done(done) => {
                 info!(mode = ?done.mode, "this refresh has committed before");

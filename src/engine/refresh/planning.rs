@@ -29,7 +29,7 @@ pub(super) enum Planned {
     Outdated,
     /// The refresh has committed this, and the view is as it left it; the records
     /// are missing.
-    Landed(Box<Work>, Outcome, Dataset),
+    Landed(Box<Work>, Outcome, Box<Dataset>),
     /// The refresh has ended: nothing is left to do.
     Done(Outcome),
 }
@@ -205,7 +205,7 @@ impl Run<'_> {
         guess: &Guess,
     ) -> Result<Planned> {
         match self.landed(plan, opened, &done, guess).await {
-            Ok(Some((work, table))) => return Ok(Planned::Landed(work, done, table)),
+            Ok(Some((work, table))) => return Ok(Planned::Landed(work, done, Box::new(table))),
             Ok(None) => {}
             Err(error) => warn!(%error, "the view is right; its records could not all be written"),
         }

@@ -15,9 +15,10 @@ use lance::Dataset;
 use lance_core::ROW_ADDR;
 use lance_core::utils::address::RowAddress;
 
-use super::Trim;
 use super::take::{Part, extent};
+use super::{MOST_BYTES, Trim};
 use crate::engine::execute::{UnitError, Workbench};
+use crate::engine::ledger::Claim;
 
 /// Most rows that are looked for by their values: each is compared with all that
 /// share its key.
@@ -37,6 +38,7 @@ impl Workbench {
     /// no column tells them apart from most others, or some are not there.
     pub(super) async fn by_value(
         &self,
+        claim: &Claim,
         parts: &[Part],
         rows: &RecordBatch,
     ) -> std::result::Result<Option<Places>, UnitError> {
@@ -50,7 +52,9 @@ impl Workbench {
         let Some((name, values)) = key(rows, &names) else {
             return Ok(None);
         };
-        let most = EACH * rows.num_rows() + SPARE;
+        let mean = (claim.bytes / claim.rows.max(1)).max(1);
+        let affordable = usize::try_from(MOST_BYTES / mean).unwrap_or(usize::MAX);
+        let most = (EACH * rows.num_rows() + SPARE).min(affordable.max(rows.num_rows()));
         let scan = async {
             let mut scanner = self.table.scan();
             self.memory.bound(&mut scanner);

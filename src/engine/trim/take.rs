@@ -7,6 +7,7 @@ use arrow_select::concat::concat_batches;
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::fragment::FileFragment;
+use lance_arrow::json::convert_lance_json_to_arrow;
 use lance_core::utils::address::RowAddress;
 use tracing::debug;
 
@@ -74,13 +75,16 @@ impl Workbench {
                 .try_collect()
                 .await
                 .map_err(|error| self.sort(error.into()))?;
-            concat_batches(&schema, &batches).map_err(|error| self.sort(error.into()))
+            // What is taken out of the view has JSON as text too.
+            let rows = concat_batches(&schema, &batches);
+            rows.and_then(|rows| convert_lance_json_to_arrow(&rows))
+                .map_err(|error| self.sort(error.into()))
         };
         let (rows, parts) = futures::try_join!(rows, self.parts(&trim.claim))?;
         let Some(parts) = parts else {
             return Ok(None);
         };
-        let found = match self.by_value(&parts, &rows).await? {
+        let found = match self.by_value(&trim.claim, &parts, &rows).await? {
             None => {
                 let filter = planned.filter();
                 self.by_place(&old, trim, filter, &parts, &rows).await?

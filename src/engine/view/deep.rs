@@ -49,8 +49,8 @@ fn deepest(sql: &str) -> usize {
             Token::LParen | Token::LBracket | Token::LBrace => {
                 now += 1;
                 open.push(Level {
-                    chain: 1,
-                    joined: 0,
+                    chain: 0,
+                    joined: 1,
                 });
             }
             Token::RParen | Token::RBracket | Token::RBrace if is_nested => {
@@ -62,7 +62,26 @@ fn deepest(sql: &str) -> usize {
                 level.chain = 0;
             }
             Token::Word(word) => match word.keyword {
-                Keyword::JOIN | Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT => {
+                Keyword::CASE => {
+                    now += 1;
+                    open.push(Level {
+                        chain: 0,
+                        joined: 1,
+                    });
+                }
+                Keyword::END if is_nested => {
+                    let closed = open.pop().unwrap_or_default();
+                    now -= closed.chain + closed.joined;
+                }
+                Keyword::WHEN | Keyword::THEN | Keyword::ELSE => {
+                    now -= level.chain;
+                    level.chain = 0;
+                }
+                Keyword::JOIN
+                | Keyword::UNION
+                | Keyword::EXCEPT
+                | Keyword::INTERSECT
+                | Keyword::MINUS => {
                     level.joined += 1;
                     now += 1;
                 }
@@ -74,7 +93,14 @@ fn deepest(sql: &str) -> usize {
                 | Keyword::IN
                 | Keyword::LIKE
                 | Keyword::ILIKE
+                | Keyword::RLIKE
+                | Keyword::REGEXP
                 | Keyword::SIMILAR
+                | Keyword::OVERLAPS
+                | Keyword::MEMBER
+                | Keyword::MATCH
+                | Keyword::OPERATOR
+                | Keyword::NOTNULL
                 | Keyword::BETWEEN
                 | Keyword::AT
                 | Keyword::COLLATE
@@ -124,6 +150,21 @@ mod tests {
             2
         );
         assert_eq!(deepest(&chain("CAST(a + b AS INT)", ", ", 100)), 2);
+        for by in [
+            " MINUS ",
+            " RLIKE ",
+            " OVERLAPS ",
+            " MEMBER OF (a) AND ",
+            " # ",
+            "::",
+        ] {
+            assert!(deepest(&chain("a", by, 600)) >= 599, "{by}");
+        }
+        // Arms lie beside each other, and what follows one another does not.
+        let arms = chain("WHEN x = 1 THEN a + 1", " ", 600);
+        assert_eq!(deepest(&format!("SELECT CASE {arms} ELSE b END FROM t")), 2);
+        assert!(deepest(&chain("CASE WHEN x = 1 THEN 2 END", " + ", 600)) >= 599);
+        assert!(deepest(&chain("CASE x WHEN 1 THEN ", "", 600)) >= 599);
     }
 
     #[test]

@@ -12,6 +12,9 @@ use super::{ViewInfo, ViewKind, sql};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::memory::Memory;
 
+/// What is said where lance's planner panicked.
+const UNPLANNED: &str = "its query holds a literal or a call that cannot be planned";
+
 /// A view planned over one version of each of its sources.
 #[derive(Debug)]
 pub enum Planned {
@@ -40,9 +43,13 @@ impl Planned {
             (ViewKind::GeneralSql, _) => general().await,
             (_, [source]) => match by_lance(view, table, source, memory) {
                 // What lance's planner does not read, DataFusion's may.
-                Err(unread @ EngineError::DefinitionMismatch { .. }) if view.query.is_some() => {
-                    // The first says what is wrong of the query as lancedb takes it.
-                    general().await.map_err(|_| unread)
+                Err(unread) if view.query.is_some() && is_mismatch(&unread) => {
+                    let general = general().await;
+                    general.map_err(|error| match is_mismatch(&error) && !is_unread(&unread) {
+                        // What is wrong of the query as lancedb takes it.
+                        true => unread,
+                        false => error,
+                    })
                 }
                 planned => planned.map(|planned| Planned::Sql(Box::new(planned))),
             },
@@ -77,6 +84,16 @@ impl Planned {
     }
 }
 
+fn is_mismatch(error: &EngineError) -> bool {
+    matches!(error, EngineError::DefinitionMismatch { .. })
+}
+
+/// Whether lance's planner has said just that it does not read such a thing.
+fn is_unread(error: &EngineError) -> bool {
+    matches!(error, EngineError::DefinitionMismatch { why, .. }
+        if ["not supported", "Unsupported", UNPLANNED].iter().any(|said| why.contains(said)))
+}
+
 /// [`sql::Planned::new`]. Lance's planner panics at some literals that it does not read,
 /// such as `N'text'`.
 fn by_lance(
@@ -89,9 +106,7 @@ fn by_lance(
     catch_unwind(AssertUnwindSafe(planned)).unwrap_or_else(|_| {
         Err(EngineError::DefinitionMismatch {
             view: view.name(),
-            why: "its query holds a literal or a call that cannot be planned; recreate the view \
-                  without it"
-                .to_string(),
+            why: format!("{UNPLANNED}; recreate the view without it"),
         })
     })
 }

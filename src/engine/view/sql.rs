@@ -49,6 +49,8 @@ pub struct Planned {
     unnest: Option<Arc<Unnest>>,
     /// The source's top-level columns that the view reads.
     columns: BTreeSet<String>,
+    /// Whether there are blobs among them.
+    blobs: bool,
     /// Whether the view holds the source's row ids.
     provenance: bool,
     /// The view's own schema, which every batch is brought to.
@@ -175,9 +177,12 @@ impl Planned {
             }
             false => None,
         };
+        let read = source.schema().fields.iter();
+        let mut read = read.filter(|field| columns.contains(&field.name));
         Ok(Planned {
             definition,
             unnest,
+            blobs: read.any(|field| field.is_blob()),
             columns,
             provenance,
             schema,
@@ -276,7 +281,7 @@ impl Planned {
         }
         if let Some(unnest) = &self.unnest {
             scanner.project(unnest.inputs())?;
-            let rows = scan::stored(&mut scanner).await?;
+            let rows = self.stored(&mut scanner).await?;
             let unnest = unnest.clone();
             let expanded = rows
                 .map(move |batch| unnest.clone().apply(batch?).map(futures::stream::iter))
@@ -295,8 +300,15 @@ impl Planned {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             scanner.limit(Some(limit), None)?;
         }
-        let rows = scan::stored(&mut scanner).await?;
+        let rows = self.stored(&mut scanner).await?;
         Ok(self.conform(rows))
+    }
+
+    async fn stored(&self, scanner: &mut Scanner) -> lance::Result<SendableRecordBatchStream> {
+        match self.blobs {
+            true => scan::stored_with_blobs(scanner, &self.memory).await,
+            false => scan::stored(scanner).await,
+        }
     }
 
     /// The rows that groups are computed from, as `scanner` filters them.
@@ -307,7 +319,7 @@ impl Planned {
             scanner.with_row_id();
         }
         scanner.project(&columns)?;
-        scan::stored(&mut scanner).await
+        self.stored(&mut scanner).await
     }
 
     /// How the view's groups are merged from parts; `None` if it has none, or

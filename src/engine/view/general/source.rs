@@ -99,7 +99,13 @@ impl TableProvider for SourceTable {
                 .collect();
             scan.project(&columns)?;
         }
-        scan.blob_handling(BlobHandling::AllBinary);
+        let stored = self.dataset.schema();
+        let is_read = |at: usize| projection.is_none_or(|projection| projection.contains(&at));
+        let mut read = stored.fields.iter().enumerate();
+        if read.any(|(at, field)| field.is_blob() && is_read(at)) {
+            self.memory.bound_blobs(&mut scan);
+            scan.blob_handling(BlobHandling::AllBinary);
+        }
         scan.limit(limit.and_then(|l| i64::try_from(l).ok()), None)?;
         scan.create_plan().await.map_err(DataFusionError::from)
     }
