@@ -252,7 +252,7 @@ impl<'a> Chosen<'a> {
             partial.objects.len() > MANY.max(full.saturating_mul(2))
         };
         let before = self.partials.len();
-        self.partials.retain(|p| !worn(p) && !(many && small(p)));
+        self.partials.retain(|p| !(worn(p) || many && small(p)));
         if self.partials.len() == before {
             return;
         }
