@@ -21,7 +21,8 @@ use lance_table::format::Fragment;
 
 use super::error::{EngineError, Result};
 use super::fingerprint::Fingerprint;
-use super::ledger::{Claim, Columns, Held};
+use super::ledger::{Claim, Held};
+use super::standing::Columns;
 use super::store::{is_missing, storage};
 
 /// How many versions back compactions are looked for. Further back it is
@@ -198,7 +199,7 @@ mod tests {
     use lance_table::format::DataFile;
 
     use super::*;
-    use crate::engine::ledger::tests::{columns, file, less};
+    use crate::engine::standing::tests::{columns, file, less};
 
     fn inputs(names: &[&str]) -> Vec<Fingerprint> {
         names

@@ -135,7 +135,7 @@ fn conflict_key(
 /// `judgement` said: the kept ones untouched, the added ones once, no others.
 pub fn verify(
     fragments: &[Fragment],
-    standing: &super::ledger::Standing,
+    standing: &super::standing::Standing,
     judgement: &Judgement,
 ) -> bool {
     let mut expected = HashSet::new();

@@ -12,7 +12,7 @@
 //! **Claims.** A [`ledger::Claim`] says that certain view files hold exactly
 //! the rows of certain pieces. That is true for ever. Committed claims are in
 //! one [`ledger`] object for each commit and stand while their files are
-//! *whole* in the view's current Lance manifest. Staged claims are objects of
+//! *whole* in the view's current Lance manifest ([`standing`]). Staged claims are objects of
 //! their own while a refresh runs. A compaction moves rows without changing
 //! them: claims are carried over it ([`carry`]), in the source and in the view.
 //!
@@ -80,6 +80,7 @@ pub mod request;
 mod scan;
 pub mod share;
 pub mod staged;
+pub mod standing;
 pub mod store;
 pub mod tidy;
 pub mod trim;

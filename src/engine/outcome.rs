@@ -15,10 +15,11 @@ use super::account;
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
 use super::history::History;
-use super::ledger::{self, Columns, Ledger, Standing};
+use super::ledger::{self, Ledger};
 use super::paths;
 use super::plan::Plan;
 use super::request::Request;
+use super::standing::{Columns, Standing};
 use super::store::{Objects, Store};
 
 /// How long an outcome object is kept.

@@ -11,8 +11,9 @@ use lance_table::format::Fragment;
 use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
-use super::ledger::{Claim, Standing};
+use super::ledger::Claim;
 use super::partials::Partial;
+use super::standing::Standing;
 use super::trim::Trim;
 
 /// What an attempt of a refresh set out to do: the first worker to write it
@@ -240,8 +241,8 @@ mod tests {
     use lance_table::format::{DataFile, Fragment};
 
     use super::*;
-    use crate::engine::ledger::Columns;
-    use crate::engine::ledger::tests::less;
+    use crate::engine::standing::Columns;
+    use crate::engine::standing::tests::less;
 
     fn input(name: &str) -> Fingerprint {
         Fingerprint::of_text(name)

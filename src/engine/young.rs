@@ -145,8 +145,8 @@ mod tests {
 
     use super::*;
     use crate::engine::ledger::Ledger;
-    use crate::engine::ledger::tests::claim;
     use crate::engine::outcome::{Mode, Outcome};
+    use crate::engine::standing::tests::claim;
 
     #[test]
     fn a_ledger_says_which_of_its_claims_are_young_and_since_when() {

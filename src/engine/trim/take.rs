@@ -15,8 +15,9 @@ use super::{OldPiece, READS, Trim, offsets};
 use crate::engine::error::EngineError;
 use crate::engine::execute::{UnitError, Workbench};
 use crate::engine::fingerprint::Fingerprint;
-use crate::engine::ledger::{Claim, Columns, Standing};
+use crate::engine::ledger::Claim;
 use crate::engine::plan::Pinned;
+use crate::engine::standing::{Columns, Standing};
 use crate::engine::unit::Extent;
 use crate::engine::view::planned::Planned;
 
