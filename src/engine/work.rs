@@ -26,6 +26,7 @@ use super::partials::Parts;
 use super::plan::{Inputs, Judgement, Pinned, Plan};
 use super::prefix::{self, Known};
 use super::request::Request;
+use super::scan;
 use super::staged;
 use super::standing::{Columns, Standing};
 use super::store::{is_missing, storage};
@@ -373,7 +374,13 @@ impl Work {
 
     /// The claims among those that `now` keeps to put together.
     pub fn merges(&self, now: &Judgement) -> Vec<Vec<Claim>> {
-        let blobs = self.bench.table.schema().fields.iter().any(|f| f.is_blob());
+        let blobs = self
+            .bench
+            .table
+            .schema()
+            .fields
+            .iter()
+            .any(scan::holds_blobs);
         if self.inputs.whole || blobs || now.is_done() {
             return Vec::new();
         }

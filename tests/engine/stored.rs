@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Int64Array, LargeBinaryArray, RecordBatch, StringArray};
+use arrow_array::{
+    ArrayRef, Int64Array, LargeBinaryArray, RecordBatch, RecordBatchIterator, StringArray,
+    StructArray,
+};
 use arrow_schema::{DataType, Field, Schema};
 use futures::TryStreamExt;
 use lance::Dataset;
-use lance::dataset::WriteMode;
+use lance::dataset::{WriteMode, WriteParams};
+use lance_file::version::LanceFileVersion;
 use lancedb::materialized_view::definition_metadata_from_sql;
 use relance::engine::outcome::Mode;
 
@@ -168,4 +172,41 @@ async fn blobs_are_carried_through() {
     right.retain(|(id, _)| *id != 1);
     assert_eq!(bytes(db.open("v0").await).await, right);
     assert_eq!(bytes(db.open("v1").await).await, right);
+}
+
+#[tokio::test]
+async fn blobs_within_a_struct_are_carried_through() {
+    let db = Db::new(true);
+    let bytes = LargeBinaryArray::from_iter((0..4u8).map(|at| (at != 2).then(|| vec![at; 9000])));
+    let blob = field("blob", DataType::LargeBinary, "lance-encoding:blob", "true");
+    let fields = arrow_schema::Fields::from(vec![blob]);
+    let values = StructArray::new(fields.clone(), vec![Arc::new(bytes)], None);
+    let column = Field::new("s", DataType::Struct(fields), true);
+    // As tables of the older blobs hold it.
+    let params = WriteParams {
+        data_storage_version: Some(LanceFileVersion::V2_0),
+        ..Default::default()
+    };
+    let written = batch(column, 0, Arc::new(values));
+    let rows = RecordBatchIterator::new([Ok(written.clone())], written.schema());
+    let source = Dataset::write(rows, &db.path("src"), Some(params)).await;
+    let stored = Schema::from(source.unwrap().schema()).fields;
+    let plain = |field: &Field| field.clone().with_metadata(HashMap::new());
+    for (view, sql) in [
+        ("v", "SELECT id, s.blob AS b FROM src"),
+        ("w", "SELECT DISTINCT id, s.blob AS b FROM src"),
+    ] {
+        let DataType::Struct(inner) = stored[1].data_type() else {
+            panic!("{stored:?}");
+        };
+        let fields = vec![plain(&stored[0]), plain(&inner[0]).with_name("b")];
+        let definition = definition_metadata_from_sql(sql);
+        db.create_stored(view, fields, definition).await;
+        db.refresh(view).await.unwrap();
+        let found = db.open(view).await.scan().try_into_batch().await.unwrap();
+        let found = found["b"].as_any().downcast_ref::<LargeBinaryArray>();
+        let mut lengths: Vec<_> = found.unwrap().iter().map(|b| b.map(<[u8]>::len)).collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths, [None, Some(9000), Some(9000), Some(9000)], "{sql}");
+    }
 }

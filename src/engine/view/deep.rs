@@ -2,7 +2,9 @@
 //! what drops it, and a stack that is too small for that ends the whole process.
 //!
 //! Parsers bound what is nested in brackets. What is not nested to the eye they read
-//! in a loop: `a OR b OR c` is as deep as it has terms.
+//! in a loop: `a OR b OR c` is as deep as it has terms. Those are counted before
+//! anything is parsed, and rather too many than too few: the arms of a `CASE`, say,
+//! are told from no other words.
 
 use datafusion_sql::sqlparser::dialect::GenericDialect;
 use datafusion_sql::sqlparser::keywords::Keyword;
@@ -62,21 +64,6 @@ fn deepest(sql: &str) -> usize {
                 level.chain = 0;
             }
             Token::Word(word) => match word.keyword {
-                Keyword::CASE => {
-                    now += 1;
-                    open.push(Level {
-                        chain: 0,
-                        joined: 1,
-                    });
-                }
-                Keyword::END if is_nested => {
-                    let closed = open.pop().unwrap_or_default();
-                    now -= closed.chain + closed.joined;
-                }
-                Keyword::WHEN | Keyword::THEN | Keyword::ELSE => {
-                    now -= level.chain;
-                    level.chain = 0;
-                }
                 Keyword::JOIN
                 | Keyword::UNION
                 | Keyword::EXCEPT
@@ -160,11 +147,9 @@ mod tests {
         ] {
             assert!(deepest(&chain("a", by, 600)) >= 599, "{by}");
         }
-        // Arms lie beside each other, and what follows one another does not.
-        let arms = chain("WHEN x = 1 THEN a + 1", " ", 600);
-        assert_eq!(deepest(&format!("SELECT CASE {arms} ELSE b END FROM t")), 2);
-        assert!(deepest(&chain("CASE WHEN x = 1 THEN 2 END", " + ", 600)) >= 599);
-        assert!(deepest(&chain("CASE x WHEN 1 THEN ", "", 600)) >= 599);
+        // Words that are columns here are none that end a chain.
+        assert!(deepest(&chain("when = 1", " OR ", 600)) >= 599);
+        assert!(deepest(&chain("t.case + a + t.end", " + ", 600)) >= 599);
     }
 
     #[test]

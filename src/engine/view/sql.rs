@@ -182,7 +182,7 @@ impl Planned {
         Ok(Planned {
             definition,
             unnest,
-            blobs: read.any(|field| field.is_blob()),
+            blobs: read.any(scan::holds_blobs),
             columns,
             provenance,
             schema,

@@ -20,6 +20,7 @@ use lance::dataset::scanner::MaterializationStyle;
 use lance_core::datatypes::BlobHandling;
 
 use crate::engine::memory::Memory;
+use crate::engine::scan::holds_blobs;
 use crate::engine::unit::Extent;
 
 /// One version of a source, or some of its rows.
@@ -102,10 +103,10 @@ impl TableProvider for SourceTable {
         let stored = self.dataset.schema();
         let is_read = |at: usize| projection.is_none_or(|projection| projection.contains(&at));
         let mut read = stored.fields.iter().enumerate();
-        if read.any(|(at, field)| field.is_blob() && is_read(at)) {
+        if read.any(|(at, field)| holds_blobs(field) && is_read(at)) {
             self.memory.bound_blobs(&mut scan);
-            scan.blob_handling(BlobHandling::AllBinary);
         }
+        scan.blob_handling(BlobHandling::AllBinary);
         scan.limit(limit.and_then(|l| i64::try_from(l).ok()), None)?;
         scan.create_plan().await.map_err(DataFusionError::from)
     }
