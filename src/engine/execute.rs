@@ -163,7 +163,9 @@ impl Workbench {
         let mut scanner = self.table.scan();
         self.memory.bound(&mut scanner);
         scanner.with_fragments(fragments.map(|f| Fragment::clone(f)).collect());
-        let rows = scan::stored(&mut scanner).await.map_err(|e| self.sort(e))?;
+        let rows = scan::stored(&mut scanner, None)
+            .await
+            .map_err(|e| self.sort(e))?;
         let inputs = claims.iter().flat_map(|claim| claim.inputs.iter().cloned());
         match self.stage(rows, inputs.collect()).await {
             Ok(claim) => Ok(Some(claim)),

@@ -8,26 +8,20 @@ use lance_datafusion::exec::{LanceExecutionOptions, execute_plan};
 use super::memory::{BLOBS, Memory};
 
 /// The rows of `scanner` as tables hold them. A stream of lance's own turns JSON
-/// into text, and gives where blobs are instead of what they are.
-pub async fn stored(scanner: &mut Scanner) -> lance::Result<SendableRecordBatchStream> {
-    scanner.blob_handling(BlobHandling::AllBinary);
-    let plan = scanner.create_plan().await?;
-    execute_plan(plan, LanceExecutionOptions::default())
-}
-
-/// The same where it reads blobs, in bounds that hold for them.
-pub async fn stored_with_blobs(
+/// into text, and gives where blobs are instead of what they are. Where it reads
+/// `blobs`, it keeps to the bounds that hold for them.
+pub async fn stored(
     scanner: &mut Scanner,
-    memory: &Memory,
+    blobs: Option<&Memory>,
 ) -> lance::Result<SendableRecordBatchStream> {
-    memory.bound_blobs(scanner);
+    let mut options = LanceExecutionOptions::default();
+    if let Some(memory) = blobs {
+        memory.bound_blobs(scanner);
+        // What stands above the scan puts no more of them together.
+        options.batch_size = Some(BLOBS);
+    }
     scanner.blob_handling(BlobHandling::AllBinary);
     let plan = scanner.create_plan().await?;
-    let options = LanceExecutionOptions {
-        // What stands above the scan puts no more of them together.
-        batch_size: Some(BLOBS),
-        ..Default::default()
-    };
     execute_plan(plan, options)
 }
 

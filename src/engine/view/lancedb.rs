@@ -99,22 +99,22 @@ fn parsed(metadata: &HashMap<String, String>) -> Option<Described> {
         Query::parse(sql, database, namespace)
     };
     match read_definition(metadata) {
-        Ok(Some(StoredDefinition::Query(_))) if query().is_ok_and(|q| q.beyond_rows()) => {
-            described.general(query());
-        }
-        Ok(Some(StoredDefinition::Query(definition))) => {
-            let definition = canonical(definition, database, namespace);
-            let mut source = definition.source_namespace.clone();
-            source.push(definition.source_table.clone());
-            described.sources = vec![source];
-            described.unsupported = refusal(&definition);
-            // What lance's planner does not read, DataFusion's may.
-            described.query = query()
-                .ok()
-                .filter(|query| query.sources() == described.sources)
-                .map(Arc::new);
-            described.definition = Some(definition);
-        }
+        Ok(Some(StoredDefinition::Query(definition))) => match query() {
+            Ok(query) if query.beyond_rows() => described.general(Ok(query)),
+            query => {
+                let definition = canonical(definition, database, namespace);
+                let mut source = definition.source_namespace.clone();
+                source.push(definition.source_table.clone());
+                described.sources = vec![source];
+                described.unsupported = refusal(&definition);
+                // What lance's planner does not read, DataFusion's may.
+                described.query = query
+                    .ok()
+                    .filter(|query| query.sources() == described.sources)
+                    .map(Arc::new);
+                described.definition = Some(definition);
+            }
+        },
         Ok(Some(StoredDefinition::Newer { format })) => {
             described.kind = ViewKind::Newer(format);
             described.unsupported = Some(

@@ -305,10 +305,7 @@ impl Planned {
     }
 
     async fn stored(&self, scanner: &mut Scanner) -> lance::Result<SendableRecordBatchStream> {
-        match self.blobs {
-            true => scan::stored_with_blobs(scanner, &self.memory).await,
-            false => scan::stored(scanner).await,
-        }
+        scan::stored(scanner, self.blobs.then_some(&self.memory)).await
     }
 
     /// The rows that groups are computed from, as `scanner` filters them.
