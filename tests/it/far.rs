@@ -241,6 +241,18 @@ impl Far {
         admin
     }
 
+    /// The same by another address of that API server.
+    pub async fn kubeconfig_elsewhere(&self, user: &str) -> Value {
+        let mut kubeconfig = self.kubeconfig_of(user).await;
+        let cluster = &mut kubeconfig["clusters"][0]["cluster"];
+        let server: axum::http::Uri = cluster["server"].as_str().unwrap().parse().unwrap();
+        let there = server.authority().unwrap().to_string();
+        let address = crate::proxy::pipe(there).await;
+        cluster["server"] = json!(format!("https://{address}"));
+        cluster["tls-server-name"] = json!(server.host());
+        kubeconfig
+    }
+
     /// Puts it into the operator's Secret `far`.
     pub async fn give_kubeconfig(&self, operator: &Operator, user: &str) {
         let kubeconfig = self.kubeconfig_of(user).await;

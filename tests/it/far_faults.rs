@@ -251,6 +251,53 @@ async fn a_refresh_cluster_that_comes_to_name_another_cluster_has_its_job_lost_a
 }
 
 #[tokio::test]
+async fn a_cluster_at_another_address_is_the_one_it_was_where_the_job_is_found_there() {
+    let operator = Operator::running().await;
+    let far = Far::of(&operator).await;
+    // Longer than a Secret goes unread.
+    far.slow(&operator, 45).await;
+    let refresh = launched_there(&operator).await;
+    let before = operator.status("r").await.job.unwrap().server;
+    assert!(before.is_some());
+    give(&operator, &far.kubeconfig_elsewhere("relance").await).await;
+    operator
+        .until("r", "found at the other address", |s| {
+            s.job.as_ref().is_some_and(|job| job.server != before)
+        })
+        .await;
+    operator.succeeded("r").await;
+    until_released(&operator, "r").await;
+    assert_eq!(operator.commits("v", &refresh).await, 1);
+    assert_eq!(far.job_count().await, 1, "it was made again");
+}
+
+#[tokio::test]
+async fn a_far_refresh_whose_deletion_somebodys_finalizer_holds_up_lets_its_job_and_view_go() {
+    let operator = Operator::running().await;
+    let far = Far::of(&operator).await;
+    far.slow(&operator, 600).await;
+    launched_there(&operator).await;
+    works(&far).await;
+    let add = r#"[{"op":"add","path":"/metadata/finalizers/-","value":"somebody.example/keeps"}]"#;
+    operator.kubectl(&["patch", "mvr", "r", "--type=json", "-p", add]);
+    operator.kubectl(&["delete", "mvr", "r", "--wait=false"]);
+    let status = operator.settled("r").await;
+    assert_eq!(status.phase, Phase::Cancelled);
+    let message = status.message.unwrap();
+    assert!(
+        message.starts_with("Cancelled by its deletion"),
+        "{message}"
+    );
+    far.until_no_job().await;
+    until_released(&operator, "r").await;
+    operator.apply("next", json!({"view": ["v"]})).await;
+    operator.succeeded("next").await;
+    let none = r#"{"metadata":{"finalizers":[]}}"#;
+    operator.kubectl(&["patch", "mvr", "r", "--type=merge", "-p", none]);
+    operator.kubectl(&["wait", "--for=delete", "mvr", "r", "--timeout=20s"]);
+}
+
+#[tokio::test]
 async fn a_cluster_that_never_comes_back_frees_the_view_after_the_deadline() {
     let operator = Operator::running().await;
     let far = Far::alone(&operator).await;

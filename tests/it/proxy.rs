@@ -1,6 +1,6 @@
 //! What stands between an operator and the Kubernetes API in tests: it hands on
 //! what it is asked, by the credential of a client, and what it answers may be
-//! altered.
+//! altered; or all of it as it comes.
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Request, Response, Uri};
@@ -35,4 +35,23 @@ pub async fn serve(router: axum::Router) -> String {
     let address = socket.local_addr().expect("an address");
     tokio::spawn(async move { axum::serve(socket, router).await });
     format!("http://{address}")
+}
+
+/// Hands on what is sent to it, byte for byte, to `there` (`host:port`), until
+/// the test ends; where it listens.
+pub async fn pipe(there: String) -> std::net::SocketAddr {
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let address = socket.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut here, _)) = socket.accept().await {
+            let there = there.clone();
+            tokio::spawn(async move {
+                let mut there = tokio::net::TcpStream::connect(there).await?;
+                tokio::io::copy_bidirectional(&mut here, &mut there).await
+            });
+        }
+    });
+    address
 }
