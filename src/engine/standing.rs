@@ -113,12 +113,15 @@ impl Standing {
     }
 }
 
-/// Field ids that hold values: leaves, and lists and structs for their own validity.
+/// Field ids that hold values: those of leaves, and of what is one column with all
+/// that is in it.
 fn collect(field: &lance_core::datatypes::Field, ids: &mut HashSet<i32>) {
     // Data files of version 2 list the leaves alone or every level, by
-    // encoding; the leaves are in both.
-    if field.children.is_empty() {
+    // encoding; the leaves are in both. Of a blob and a packed struct they list
+    // just that.
+    if field.children.is_empty() || field.is_blob() || field.is_packed_struct() {
         ids.insert(field.id);
+        return;
     }
     for child in &field.children {
         collect(child, ids);

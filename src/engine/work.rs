@@ -372,16 +372,15 @@ impl Work {
         distinct
     }
 
+    /// Whether the view holds blobs. What they take is in no count of bytes.
+    pub fn has_blobs(&self) -> bool {
+        let mut fields = self.bench.table.schema().fields.iter();
+        fields.any(scan::holds_blobs)
+    }
+
     /// The claims among those that `now` keeps to put together.
     pub fn merges(&self, now: &Judgement) -> Vec<Vec<Claim>> {
-        let blobs = self
-            .bench
-            .table
-            .schema()
-            .fields
-            .iter()
-            .any(scan::holds_blobs);
-        if self.inputs.whole || blobs || now.is_done() {
+        if self.inputs.whole || self.has_blobs() || now.is_done() {
             return Vec::new();
         }
         let rows: HashMap<&Fingerprint, u64> = match &self.pieces {

@@ -164,8 +164,14 @@ async fn blobs_are_carried_through() {
     }
     for round in 1..=9 {
         db.write(blobs(round * 10), WriteMode::Append, 100).await;
-        db.refresh("v0").await.unwrap();
+        let done = db.refresh("v0").await.unwrap();
+        assert_eq!((done.mode, done.rows_written), (Mode::Incremental, 4));
     }
+    assert_eq!(db.refresh("v0").await.unwrap().mode, Mode::NoOp);
+    // A blob that is taken out is not looked for among the others.
+    db.open("src").await.delete("id = 23").await.unwrap();
+    let done = db.refresh("v0").await.unwrap();
+    assert_eq!((done.mode, done.rows_written), (Mode::Incremental, 3));
     db.refresh("v1").await.unwrap();
     let mut right = bytes(db.open("src").await).await;
     assert!(right.len() >= 30);

@@ -39,6 +39,9 @@ use super::work::Work;
 /// Most source rows that are taken out of one claim: each is looked up by itself.
 const MOST_ROWS: usize = 4096;
 
+/// Most source rows that are taken out of all claims of a plan, which names each.
+const MOST_OF_ALL: usize = 1 << 17;
+
 /// Most bytes of the view's rows that are compared for one claim, by the mean.
 const MOST_BYTES: u64 = 16 << 20;
 
@@ -94,7 +97,8 @@ pub async fn choose(
     };
     let few = |claim: &&Claim| !claim.fragments.is_empty();
     let loose: Vec<&Claim> = loose.iter().filter(few).collect();
-    if loose.is_empty() || missing.is_empty() || since >= source.version().version {
+    let nothing = loose.is_empty() || missing.is_empty();
+    if nothing || since >= source.version().version || work.has_blobs() {
         return Ok(Vec::new());
     }
     let unread = |error| storage("an older version of the source table", error);
@@ -124,8 +128,10 @@ pub async fn choose(
         Err(error) if is_missing(&error) => return Ok(Vec::new()),
         Err(error) => return Err(unread(error)),
     };
+    let mut left = MOST_OF_ALL;
     let trims = matched.into_iter().filter_map(|(claim, places)| {
         let gone = gone(claim, &places, &deleted)?;
+        left = left.checked_sub(gone.len())?;
         let unit: Vec<usize> = places.iter().filter_map(|place| place.now).collect();
         let trim = Trim {
             unit: 0,
