@@ -67,13 +67,22 @@ pub async fn fragments(
     let mut counts = futures::stream::iter(all.iter().cloned())
         .map(|fragment| {
             let fragment = FileFragment::new(source.clone(), fragment);
-            async move { fragment.count_rows(filter.map(str::to_string)).await }
+            async move {
+                let Some(filter) = filter else {
+                    return fragment.count_rows(None).await.map(|rows| rows as u64);
+                };
+                let mut scan = fragment.scan();
+                // As the rows themselves are found.
+                scan.use_scalar_index(false);
+                scan.project::<&str>(&[])?.with_row_id().filter(filter)?;
+                scan.count_rows().await
+            }
         })
         .buffered(ahead);
     let mut rows = 0;
     let mut read = 0;
     while let Some(count) = counts.try_next().await? {
-        rows += count as u64;
+        rows += count;
         read += 1;
         if rows >= limit {
             break;

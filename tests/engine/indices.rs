@@ -4,13 +4,13 @@
 use std::sync::Arc;
 
 use arrow_array::types::Float32Type;
-use arrow_array::{FixedSizeListArray, Int64Array, RecordBatch};
+use arrow_array::{FixedSizeListArray, Int64Array, RecordBatch, StringArray};
 use futures::TryStreamExt;
 use lance::dataset::WriteMode;
 use lance::index::DatasetIndexExt;
 use lancedb::Table;
 use lancedb::index::Index;
-use lancedb::index::scalar::BTreeIndexBuilder;
+use lancedb::index::scalar::{BTreeIndexBuilder, FtsIndexBuilder};
 use lancedb::index::vector::IvfFlatIndexBuilder;
 use lancedb::query::{ExecutableQuery, QueryBase};
 use relance::engine::outcome::{Mode, Outcome};
@@ -53,6 +53,62 @@ async fn indexed() -> (Db, Table) {
         view.create_index(&[column], index).execute().await.unwrap();
     }
     (db, view)
+}
+
+#[tokio::test]
+async fn what_rows_are_in_a_view_does_not_depend_on_the_indices_of_its_source() {
+    let db = Db::new(true);
+    let texts = |ids: std::ops::Range<i64>| {
+        let texts = StringArray::from_iter_values(ids.clone().map(|id| format!("IT of {id}")));
+        RecordBatch::try_from_iter_with_nullable([
+            ("id", Arc::new(Int64Array::from_iter_values(ids)) as _, true),
+            ("text", Arc::new(texts) as _, true),
+        ])
+        .unwrap()
+    };
+    db.write(texts(0..20), WriteMode::Create, 10).await;
+    // An index of words leaves the most common ones out.
+    let path = db.folder.path().display().to_string();
+    let connection = lancedb::connect(&path).execute().await.unwrap();
+    let source = connection.open_table("src").execute().await.unwrap();
+    let words = FtsIndexBuilder::default()
+        .stem(false)
+        .max_token_length(None);
+    let words = Index::FTS(words);
+    source
+        .create_index(&["text"], words)
+        .execute()
+        .await
+        .unwrap();
+    let views = [
+        (
+            "rows",
+            "SELECT id FROM src WHERE contains_tokens(text, 'IT')",
+        ),
+        (
+            "limited",
+            "SELECT id FROM src WHERE contains_tokens(text, 'IT') LIMIT 25",
+        ),
+        (
+            "groups",
+            "SELECT id FROM src WHERE contains_tokens(text, 'IT') GROUP BY id",
+        ),
+    ];
+    for (name, sql) in views {
+        db.create_view(name, sql, Form::Plain).await;
+        db.refresh(name).await.unwrap();
+        assert_eq!(db.rows(name).await.len(), 20, "{sql}");
+    }
+    db.write(texts(20..24), WriteMode::Append, 10).await;
+    for (name, sql) in views {
+        db.refresh(name).await.unwrap();
+        assert_eq!(db.rows(name).await.len(), 24, "{sql}");
+    }
+    // What words of each row are looked for depends on the rows beside it.
+    let sql = "SELECT id FROM src WHERE contains_tokens(text, text)";
+    db.create_view("changing", sql, Form::Plain).await;
+    let said = db.refresh("changing").await.unwrap_err().to_string();
+    assert!(said.contains("give them as a literal"), "{said}");
 }
 
 /// Fragments, and with them units, of 300 rows.

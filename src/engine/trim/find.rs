@@ -109,6 +109,7 @@ impl Workbench {
         let scan = async {
             let mut scanner = old.scan();
             self.memory.bound(&mut scanner);
+            scanner.use_scalar_index(false);
             let pieces = trim.pieces.iter().cloned();
             extent(old, pieces).restrict(&mut scanner).await?;
             if let Some(filter) = filter {

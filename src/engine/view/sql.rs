@@ -256,9 +256,7 @@ impl Planned {
                 futures::stream::empty(),
             )));
         }
-        let mut scanner = source.scan();
-        self.memory.bound(&mut scanner);
-        scanner.materialization_style(MaterializationStyle::AllEarly);
+        let mut scanner = self.scan(source);
         if let Some(extent) = extent {
             extent.restrict(&mut scanner).await?;
         }
@@ -304,6 +302,17 @@ impl Planned {
         Ok(self.conform(rows))
     }
 
+    /// A scan within the bounds of memory. It asks no index which rows pass a filter:
+    /// that would be read whole for each unit, and some find other rows than the
+    /// filter does, such as one for words that leaves the most common ones out.
+    fn scan(&self, source: &Dataset) -> Scanner {
+        let mut scanner = source.scan();
+        self.memory.bound(&mut scanner);
+        scanner.materialization_style(MaterializationStyle::AllEarly);
+        scanner.use_scalar_index(false);
+        scanner
+    }
+
     async fn stored(&self, scanner: &mut Scanner) -> lance::Result<SendableRecordBatchStream> {
         scan::stored(scanner, self.blobs.then_some(&self.memory)).await
     }
@@ -334,9 +343,7 @@ impl Planned {
         let merge = self.merge.as_ref().ok_or_else(|| {
             DataFusionError::Internal("the view's groups cannot be merged".to_string())
         })?;
-        let mut scanner = source.scan();
-        self.memory.bound(&mut scanner);
-        scanner.materialization_style(MaterializationStyle::AllEarly);
+        let mut scanner = self.scan(source);
         extent.restrict(&mut scanner).await?;
         if self.provenance {
             scanner.with_row_id();
@@ -469,33 +476,50 @@ pub(super) fn refuse_changing(view: &ViewInfo, exprs: &[Expr]) -> Result<()> {
         // The closure never fails.
         let _ = expr.apply(|e| {
             let (name, volatility) = match e {
+                Expr::ScalarFunction(call) if is_by_batch(call) => {
+                    found = Some(format!(
+                        "{}() for words that are not the same for all rows, of which those of \
+                         the first row of each batch would count; give them as a literal",
+                        call.func.name()
+                    ));
+                    return Ok(TreeNodeRecursion::Stop);
+                }
                 Expr::ScalarFunction(call) => (call.func.name(), call.func.signature().volatility),
                 Expr::AggregateFunction(call) => {
                     (call.func.name(), call.func.signature().volatility)
                 }
                 Expr::WindowFunction(call) => (call.fun.name(), call.fun.signature().volatility),
                 Expr::ScalarVariable(_, names) => {
-                    found = Some(names.join("."));
+                    found = Some(format!(
+                        "{}, whose result changes by itself; store the value in the source instead",
+                        names.join(".")
+                    ));
                     return Ok(TreeNodeRecursion::Stop);
                 }
                 _ => return Ok(TreeNodeRecursion::Continue),
             };
             if volatility != Volatility::Immutable {
-                found = Some(format!("{name}()"));
+                found = Some(format!(
+                    "{name}(), whose result changes by itself; store the value in the source \
+                     instead"
+                ));
                 return Ok(TreeNodeRecursion::Stop);
             }
             Ok(TreeNodeRecursion::Continue)
         });
-        if let Some(function) = found {
+        if let Some(call) = found {
             return Err(EngineError::Unsupported {
                 view: view.name(),
                 kind: view.kind.in_words(),
-                why: format!(
-                    "its query calls {function}, whose result changes by itself; store the value \
-                     in the source instead"
-                ),
+                why: format!("its query calls {call}"),
             });
         }
     }
     Ok(())
+}
+
+/// Whether the result for a row depends on which others it is computed with:
+/// lance's `contains_tokens` takes its words from the first row of a batch.
+fn is_by_batch(call: &datafusion_expr::expr::ScalarFunction) -> bool {
+    call.func.name() == "contains_tokens" && call.args.iter().skip(1).any(Expr::any_column_refs)
 }
