@@ -50,7 +50,8 @@ use super::output;
 use super::sql::refuse_changing;
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::{Fingerprint, Reads};
-use crate::engine::memory::Memory;
+use crate::engine::memory::{BLOBS, Memory};
+use crate::engine::scan::holds_blobs;
 use crate::engine::unit::Extent;
 use crate::engine::words::first_line;
 
@@ -87,6 +88,8 @@ pub struct Branch {
     pub besides: Fingerprint,
     /// How many rows that is, as far as the manifests know.
     pub rows_besides: u64,
+    /// Whether it reads blobs.
+    blobs: bool,
 }
 
 /// A scan by whose fragments a branch is cut.
@@ -154,7 +157,7 @@ impl General {
             },
             turns: Arc::default(),
         };
-        let context = general.context(1, false);
+        let context = general.context(1, false, false);
         let tables: Vec<Arc<SourceTable>> = sources
             .iter()
             .enumerate()
@@ -250,7 +253,7 @@ impl General {
             // Rows that are not parted are joined by their hashes all the same.
             partitions = partitions.max(2);
         }
-        let context = self.context(partitions, sorted);
+        let context = self.context(partitions, sorted, branch.blobs);
         let mut physical = context.state().create_physical_plan(&plan).await?;
         if frugal {
             physical = sorted_whole(physical)?;
@@ -267,7 +270,7 @@ impl General {
         )))
     }
 
-    fn context(&self, partitions: usize, sorted: bool) -> SessionContext {
+    fn context(&self, partitions: usize, sorted: bool, blobs: bool) -> SessionContext {
         let mut config = SessionConfig::new()
             .with_default_catalog_and_schema(CATALOG, SCHEMA)
             .with_create_default_catalog_and_schema(true)
@@ -278,6 +281,10 @@ impl General {
         options.sql_parser.enable_ident_normalization = self.lower;
         options.sql_parser.map_string_types_to_utf8view = false;
         options.optimizer.prefer_hash_join = !sorted;
+        if blobs {
+            // Operators would put together again what scans give a few rows at a time.
+            options.execution.batch_size = BLOBS;
+        }
         let context = SessionContext::new_with_config_rt(config, self.memory.runtime().clone());
         lance_datafusion::udf::register_functions(&context);
         context
@@ -321,6 +328,14 @@ impl Branch {
                 source,
             })
         });
+        let mut blobs = false;
+        for scan in branch::other_scans(&plan, None)? {
+            let read = columns(&scan);
+            if let Some(SourceTable { index, .. }) = source::of(&scan)? {
+                let mut fields = sources[index].schema().fields.iter();
+                blobs |= fields.any(|field| read.contains(&field.name) && holds_blobs(field));
+            }
+        }
         let mut parts = vec![Fingerprint::of_text(&definition)];
         let mut rows_besides = 0;
         let path = probe.as_ref().map(|p| p.path.as_slice());
@@ -339,6 +354,7 @@ impl Branch {
             probe,
             besides: Fingerprint::of_all(&parts),
             rows_besides,
+            blobs,
         })
     }
 }
