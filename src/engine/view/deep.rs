@@ -26,7 +26,13 @@ struct Level {
 
 /// Whether `sql` can be planned on [`STACK`]. The error is the end of a sentence.
 pub fn check(sql: &str) -> Result<(), String> {
-    let deep = deepest(sql);
+    let Some(deep) = deepest(sql) else {
+        // Other dialects may read it; no operator is shorter than a byte.
+        return match sql.len() <= DEEPEST {
+            true => Ok(()),
+            false => Err("its query has a quote or a comment that does not end".to_string()),
+        };
+    };
     if deep <= DEEPEST {
         return Ok(());
     }
@@ -36,13 +42,13 @@ pub fn check(sql: &str) -> Result<(), String> {
     ))
 }
 
-/// The most operators, joins and set operations that can be one within the other.
-fn deepest(sql: &str) -> usize {
-    // What has no tokens has no parse either.
-    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize();
+/// The most operators, joins and set operations that can be one within the other;
+/// `None` if it cannot be told apart into tokens.
+fn deepest(sql: &str) -> Option<usize> {
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().ok()?;
     let mut open = vec![Level::default()];
     let (mut now, mut most) = (0, 0);
-    for token in tokens.unwrap_or_default() {
+    for token in tokens {
         let is_nested = open.len() > 1;
         let Some(level) = open.last_mut() else {
             break;
@@ -112,12 +118,16 @@ fn deepest(sql: &str) -> usize {
         }
         most = most.max(now);
     }
-    most
+    Some(most)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn deepest(sql: &str) -> usize {
+        super::deepest(sql).unwrap()
+    }
 
     fn chain(term: &str, by: &str, terms: usize) -> String {
         vec![term; terms].join(by)
@@ -157,6 +167,9 @@ mod tests {
         for sql in [")))", "((", "SELECT 'open", "", "]+]"] {
             check(sql).unwrap();
         }
+        let hidden = format!("id = 0 /* /* */ {}", chain("OR id = 1", " ", 600));
+        let why = check(&hidden).unwrap_err();
+        assert!(why.contains("does not end"), "{why}");
     }
 
     #[test]
