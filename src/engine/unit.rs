@@ -27,6 +27,13 @@ pub const TARGET_ROWS: u64 = 1 << 17;
 /// to about as many bytes.
 const TARGET_BYTES: u64 = 1 << 28;
 
+/// Lance's compaction leaves fragments of so many rows alone, and puts smaller
+/// neighbours together until they have as many, where nobody says otherwise
+/// (`CompactionOptions::target_rows_per_fragment`).
+const COMPACTED_ROWS: u64 = 1 << 20;
+/// The table's configuration that says otherwise.
+const COMPACTED_ROWS_KEY: &str = "lance.compaction.target_rows_per_fragment";
+
 /// How many deletion files are read at a time.
 const READS: usize = 32;
 
@@ -39,20 +46,27 @@ pub struct Piece {
     pub slice: Option<Range<u64>>,
     /// How many physical rows it has.
     pub rows: u64,
+    /// Whether a compaction would begin to put fragments together here, or leaves
+    /// the one before alone: a unit on both sides of that would be joined with the
+    /// next one, and that with its next, to a claim without end.
+    pub begins: bool,
     /// What the view reads of it.
     pub fingerprint: Fingerprint,
 }
 
 /// The pieces of `fragments`, which are fragments of `source` as it is or as
-/// it was. Errors: those of reading the deletion files of huge fragments.
+/// it was. Errors: those of reading the deletion files of huge fragments: which rows
+/// are deleted from the others does not matter, since any is as dear as all.
 pub async fn pieces(
     source: &Arc<Dataset>,
     reads: &Reads,
     fragments: &[Fragment],
 ) -> lance::Result<Vec<Piece>> {
+    let target = target(reads);
+    let is_cut = |f: &Fragment| is_sliceable(f) && f.physical_rows.unwrap_or(0) as u64 > target;
     let touched: Vec<FileFragment> = fragments
         .iter()
-        .filter(|f| is_sliceable(f) && f.deletion_file.is_some())
+        .filter(|f| is_cut(f) && f.deletion_file.is_some())
         .map(|fragment| FileFragment::new(source.clone(), fragment.clone()))
         .collect();
     let deleted: HashMap<usize, Vec<u32>> = futures::stream::iter(touched)
@@ -64,15 +78,19 @@ pub async fn pieces(
         .buffer_unordered(READS)
         .try_collect()
         .await?;
-    let target = target(reads);
+    let most = source.manifest().config.get(COMPACTED_ROWS_KEY);
+    let most = most.and_then(|rows| rows.parse().ok());
+    let mut compacted = Compacted::to(most.unwrap_or(COMPACTED_ROWS));
     let mut found = Vec::with_capacity(fragments.len());
     for (at, fragment) in fragments.iter().enumerate() {
         let rows = fragment.physical_rows.unwrap_or(0) as u64;
-        if !is_sliceable(fragment) {
+        let begins = compacted.begins(fragment);
+        if !is_cut(fragment) {
             found.push(Piece {
                 fragment: at,
                 slice: None,
                 rows,
+                begins,
                 fingerprint: reads.fragment(fragment),
             });
             continue;
@@ -86,12 +104,47 @@ pub async fn pieces(
             found.push(Piece {
                 fragment: at,
                 rows: slice.end - slice.start,
+                begins: begins && slice.start == 0,
                 slice: Some(slice),
                 fingerprint,
             });
         }
     }
     Ok(found)
+}
+
+/// How Lance's compaction would put fragments together, one after the other
+/// (`CandidateBin::split_for_size`).
+struct Compacted {
+    /// To so many rows.
+    most: u64,
+    /// The rows that it would have put together so far.
+    rows: u64,
+    /// Whether it leaves the last one alone.
+    alone: bool,
+}
+
+impl Compacted {
+    fn to(most: u64) -> Compacted {
+        Compacted {
+            most,
+            rows: 0,
+            alone: false,
+        }
+    }
+
+    /// Whether it would begin anew at the next `fragment`.
+    fn begins(&mut self, fragment: &Fragment) -> bool {
+        let rows = fragment.physical_rows.unwrap_or(0) as u64;
+        let deleted = fragment.deletion_file.as_ref();
+        let deleted = deleted.and_then(|file| file.num_deleted_rows).unwrap_or(0) as u64;
+        let alone = rows >= self.most;
+        let begins = alone || self.alone || self.rows >= self.most;
+        let before = if begins { 0 } else { self.rows };
+        self.rows = before + rows.saturating_sub(deleted);
+        self.alone = alone;
+        begins
+    }
 }
 
 /// Files of Lance's first format have no row addresses to slice by.
@@ -123,18 +176,19 @@ fn equal(rows: u64, count: u64) -> Vec<Range<u64>> {
 }
 
 /// Groups what has to be computed into units: positions of pieces, each unit a
-/// run of `missing` neighbours of at most `target` rows, or one larger
-/// piece. Standing claims are matched before, so that a small append never
+/// run of `missing` neighbours of at most `target` rows that a compaction may put
+/// together, or one larger piece. Standing claims are matched before, so that a small append never
 /// cuts again what an earlier refresh has cut.
 pub fn cut(pieces: &[Piece], missing: &[usize], target: u64) -> Vec<Vec<usize>> {
     let mut units: Vec<Vec<usize>> = Vec::new();
     let mut rows_in_last = 0u64;
     for &at in missing {
-        let rows = pieces.get(at).map_or(0, |piece| piece.rows);
+        let piece = pieces.get(at);
+        let rows = piece.map_or(0, |piece| piece.rows);
+        let begins = piece.is_some_and(|piece| piece.begins);
+        let follows = |unit: &[usize]| unit.last() == Some(&at.wrapping_sub(1)) && !begins;
         match units.last_mut() {
-            Some(unit)
-                if unit.last() == Some(&(at.wrapping_sub(1))) && rows_in_last + rows <= target =>
-            {
+            Some(unit) if follows(unit) && rows_in_last + rows <= target => {
                 unit.push(at);
                 rows_in_last += rows;
             }
@@ -282,6 +336,7 @@ mod tests {
                 fragment: at,
                 slice: None,
                 rows: *rows,
+                begins: false,
                 fingerprint: Fingerprint::of_text(&at.to_string()),
             })
             .collect()
@@ -298,6 +353,51 @@ mod tests {
     fn pieces_with_a_standing_one_between_do_not_share_a_unit() {
         assert_eq!(cut(&pieces(&[10, 10, 10]), &[0, 2], 99), [vec![0], vec![2]]);
         assert!(cut(&pieces(&[]), &[], 99).is_empty());
+    }
+
+    #[test]
+    fn units_end_where_a_compaction_would_begin_anew() {
+        let mut found = pieces(&[10; 6]);
+        found[2].begins = true;
+        let units = cut(&found, &[0, 1, 2, 3, 5], 99);
+        assert_eq!(units, [vec![0, 1], vec![2, 3], vec![5]]);
+    }
+
+    #[test]
+    fn a_compaction_puts_small_neighbours_together_and_leaves_large_ones_alone() {
+        let fragment = |rows: u64| {
+            let mut fragment = Fragment::new(0);
+            fragment.physical_rows = Some(rows as usize);
+            fragment
+        };
+        let begins = |rows: &[u64]| -> Vec<bool> {
+            let mut compacted = Compacted::to(COMPACTED_ROWS);
+            let each = rows.iter().map(|rows| compacted.begins(&fragment(*rows)));
+            each.collect()
+        };
+        let (full, half) = (COMPACTED_ROWS, COMPACTED_ROWS / 2);
+        assert_eq!(begins(&[1, half, 1, half]), [false; 4]);
+        assert_eq!(begins(&[half, half, 5, half]), [false, false, true, false]);
+        let around = begins(&[5, full, 5, 5]);
+        assert_eq!(around, [false, true, true, false]);
+        // 105 of 10,000 rows are one group.
+        let many = begins(&[10_000; 300]);
+        let at: Vec<usize> = (0..300).filter(|at| many[*at]).collect();
+        assert_eq!(at, [105, 210]);
+        // Rows that are deleted do not come along.
+        let mut less = fragment(half);
+        less.deletion_file = Some(lance_table::format::DeletionFile {
+            read_version: 1,
+            id: 1,
+            file_type: lance_table::format::DeletionFileType::Array,
+            num_deleted_rows: Some(100),
+            base_id: None,
+        });
+        let mut compacted = Compacted::to(COMPACTED_ROWS);
+        assert!(!compacted.begins(&less));
+        assert!(!compacted.begins(&fragment(half)));
+        assert!(!compacted.begins(&fragment(100)));
+        assert!(compacted.begins(&fragment(1)));
     }
 
     #[test]

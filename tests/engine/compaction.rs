@@ -52,6 +52,28 @@ async fn a_refresh_after_a_pure_compaction_of_the_source_writes_nothing() {
 }
 
 #[tokio::test]
+async fn units_are_cut_so_that_a_compaction_joins_no_more_of_them_than_it_must() {
+    let mut db = Db::new(true);
+    let batch = db.batch(100);
+    db.write(batch, WriteMode::Create, 10).await;
+    // Groups of three and of four fragments, and a last one of what is left.
+    let rows = [("lance.compaction.target_rows_per_fragment", "35")];
+    db.open("src").await.update_config(rows).await.unwrap();
+    let shape = shape("filtered");
+    db.create_view("v", shape.sql, Form::Plain).await;
+    let first = db.refresh("v").await.unwrap();
+    assert_eq!(first.units_total, 3);
+    compact(&db, "src", 35).await;
+    let then = db.refresh("v").await.unwrap();
+    assert_eq!((then.mode, then.units_total), (Mode::NoOp, 2));
+    // So a change costs its group, and not all that was compacted.
+    db.open("src").await.delete("id >= 95").await.unwrap();
+    let done = db.refresh("v").await.unwrap();
+    assert_eq!((done.mode, done.units_kept), (Mode::Incremental, 1));
+    db.assert_right(shape, Form::Plain, &done).await;
+}
+
+#[tokio::test]
 async fn row_ids_that_are_addresses_move_with_a_compaction() {
     let db = filled(false).await;
     let shape = shape("filtered");

@@ -332,6 +332,7 @@ mod tests {
                 fragment,
                 slice: None,
                 rows,
+                begins: false,
                 fingerprint: Fingerprint::of_text(name),
             })
             .collect()
