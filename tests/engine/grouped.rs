@@ -312,6 +312,40 @@ async fn parts_that_are_gone_or_damaged_are_computed_again() {
 }
 
 #[tokio::test]
+async fn a_part_that_is_joined_of_many_objects_is_right_whatever_became_of_one() {
+    for harm in ["nothing", "gone", "cut"] {
+        let db = filled(true).await;
+        let sql = MERGED[2];
+        db.create_view("v", sql, Form::Plain).await;
+        check(&db, "v", sql, Form::Plain, "at first").await;
+        for from in (200..260).step_by(10) {
+            append(&db, from..from + 10).await;
+            check(&db, "v", sql, Form::Plain, "after an append").await;
+        }
+        let options = CompactionOptions::default();
+        let mut source = db.open("src").await;
+        compact_files(&mut source, options, None).await.unwrap();
+        let compacted = check(&db, "v", sql, Form::Plain, "after a compaction").await;
+        assert_eq!(compacted.mode, Mode::NoOp);
+        let objects = objects(&db, "v");
+        assert!(objects.len() >= 6);
+        let one = objects.iter().nth(3).unwrap();
+        match harm {
+            "gone" => std::fs::remove_file(one).unwrap(),
+            "cut" => std::fs::write(one, &std::fs::read(one).unwrap()[..99]).unwrap(),
+            _ => {}
+        }
+        append(&db, 300..305).await;
+        // Whatever came of the others before it was read is merged by then.
+        let first = db.refresh("v").await;
+        assert_eq!(first.is_err(), harm == "cut", "{harm}: {first:?}");
+        append(&db, 305..310).await;
+        let last = check(&db, "v", sql, Form::Plain, harm).await;
+        assert_eq!(last.mode, Mode::Incremental);
+    }
+}
+
+#[tokio::test]
 async fn aggregates_that_depend_on_order_and_full_refreshes_use_no_parts_of_before() {
     let db = filled(true).await;
     db.create_view("w", WHOLE[0], Form::Plain).await;

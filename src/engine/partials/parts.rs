@@ -9,6 +9,7 @@ use arrow_schema::SchemaRef;
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use tokio::sync::watch;
@@ -31,6 +32,11 @@ const AHEAD: usize = 2;
 
 /// How many objects of one part are read at a time.
 const READS: usize = 8;
+
+/// Most objects of a part that are held at a time, each of [`LARGEST`] bytes or so.
+const HELD: usize = 4;
+
+type Batches = BoxStream<'static, datafusion::common::Result<RecordBatch>>;
 
 /// What the groups of a view are merged from.
 #[derive(Clone, Debug)]
@@ -106,13 +112,67 @@ impl Parts {
         let batches = futures::stream::iter(parts)
             .map(move |part| load(objects.clone(), bench.clone(), part, given.clone()))
             .buffered(AHEAD)
-            .map_ok(|batches| futures::stream::iter(batches.into_iter().map(Ok)))
             .try_flatten();
         Box::pin(RecordBatchStreamAdapter::new(schema, batches))
     }
 }
 
 async fn load(
+    objects: Objects,
+    bench: Workbench,
+    part: Part,
+    schema: SchemaRef,
+) -> datafusion::common::Result<Batches> {
+    if part.paths.len() > HELD {
+        return joined(objects, bench, part, schema).await;
+    }
+    let batches = held(objects, bench, part, schema).await?;
+    Ok(futures::stream::iter(batches.into_iter().map(Ok)).boxed())
+}
+
+/// The states of a part that compactions have joined of many, one object after
+/// the other.
+async fn joined(
+    objects: Objects,
+    bench: Workbench,
+    part: Part,
+    schema: SchemaRef,
+) -> datafusion::common::Result<Batches> {
+    let there = &objects;
+    let sizes: Vec<Option<u64>> = futures::stream::iter(part.paths.clone())
+        .map(|path| async move { there.size(&path).await })
+        .buffered(READS)
+        .try_collect()
+        .await
+        .map_err(external)?;
+    if !sizes
+        .iter()
+        .all(|size| size.is_some_and(|size| size > MARK))
+    {
+        tracing::info!("some partial aggregates are not there; computing their part again");
+        return Ok(bench.states(&part.extent).await?.boxed());
+    }
+    let read = futures::stream::iter(part.paths).then(move |path| {
+        let (objects, schema) = (objects.clone(), schema.clone());
+        async move {
+            let bytes = objects.read(&path).await.map_err(external)?;
+            if let Some(Stored::States(batches)) = bytes.and_then(|b| decode(&b, &schema)) {
+                return Ok(futures::stream::iter(batches.into_iter().map(Ok)));
+            }
+            // What came of those before it is merged already. Once it is gone, the
+            // next try computes them all.
+            objects.delete(vec![path]).await.map_err(external)?;
+            Err(external(EngineError::Unavailable {
+                what: "a partial aggregate of the view".to_string(),
+                why: "it is damaged, and was deleted to be computed again".to_string(),
+            }))
+        }
+    });
+    Ok(read.try_flatten().boxed())
+}
+
+/// The states of a part of few objects.
+async fn held(
     objects: Objects,
     bench: Workbench,
     part: Part,
