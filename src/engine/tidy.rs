@@ -27,8 +27,16 @@ pub struct Rubbish {
     /// The refreshes of whose plans there is nothing but a folder.
     empty: Vec<String>,
     outcomes: Vec<Listed>,
-    /// Surplus ledgers.
-    ledgers: Vec<Path>,
+    /// What nobody has a use for, whatever its age: surplus ledgers, say.
+    useless: Vec<Path>,
+}
+
+impl Rubbish {
+    /// This and the objects at `paths`.
+    pub fn with(mut self, paths: Vec<Path>) -> Rubbish {
+        self.useless.extend(paths);
+        self
+    }
 }
 
 /// Lists what `refresh` and others left.
@@ -50,7 +58,7 @@ pub async fn look(objects: &Objects, refresh: &str) -> Result<Rubbish> {
         paths::plan_folder(objects.root(), refresh),
         paths::outcomes(objects.root()),
     );
-    let (own, others, outcomes, ledgers) = futures::try_join!(
+    let (own, others, outcomes, useless) = futures::try_join!(
         objects.list(&own),
         plans,
         objects.list(&outcomes),
@@ -64,7 +72,7 @@ pub async fn look(objects: &Objects, refresh: &str) -> Result<Rubbish> {
         others: others.into_iter().map(|(_, listed)| listed).collect(),
         empty: empty.into_iter().map(|(folder, _)| folder).collect(),
         outcomes,
-        ledgers,
+        useless,
     })
 }
 
@@ -82,7 +90,7 @@ pub async fn remove(
     let now = rubbish.own.iter().map(|listed| listed.modified).max();
     let old = now.map(|now| old(&rubbish.others, &rubbish.outcomes, now));
     let own = rubbish.own.into_iter().map(|listed| listed.path);
-    let gone = own.chain(old.into_iter().flatten()).chain(rubbish.ledgers);
+    let gone = own.chain(old.into_iter().flatten()).chain(rubbish.useless);
     futures::try_join!(
         objects.delete(gone.collect()),
         partials::prune(objects, work, refresh, known)

@@ -275,12 +275,14 @@ async fn what_a_failed_refresh_has_left_costs_those_nothing_that_find_the_view_r
             tried.path("v"),
             failed.refresh
         );
-        let claims = std::fs::read_dir(folder).map_or(0, |claims| claims.count());
+        let claims = std::fs::read_dir(&folder).map_or(0, |claims| claims.count());
         if claims == 0 || commits_of(&tried, "v", &failed.refresh).await > 0 {
             continue;
         }
         left += 1;
         tried.refresh("v").await.unwrap();
+        let claims = std::fs::read_dir(&folder).map_or(0, |claims| claims.count());
+        assert_eq!(claims, 0, "what was taken over is of no use any more");
         let mut view = tried.open("v").await;
         for n in 0..60 {
             let n = n.to_string();
@@ -298,7 +300,7 @@ async fn what_a_failed_refresh_has_left_costs_those_nothing_that_find_the_view_r
         let plans = format!("{}/_relance/plans", tried.path("v"));
         let _ = std::fs::remove_dir_all(plans);
         let without = operations().await;
-        assert!(beside < without + 40, "{beside}, and {without} without");
+        assert!(beside <= without + 2, "{beside}, and {without} without");
     }
     assert!(left > 0);
 }

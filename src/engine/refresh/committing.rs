@@ -194,6 +194,7 @@ impl Run<'_> {
                     let version = table.version().version;
                     if is_right(work, &table, &judgement)? {
                         self.landed = true;
+                        self.spent = self.taken_over(&judgement);
                         self.rubbish = Some(rubbish);
                         self.settled = None;
                         let outcome = Outcome {
@@ -214,6 +215,18 @@ impl Run<'_> {
             view: work.view.name(),
             attempts: MAX_COMMITS,
         })
+    }
+
+    /// Where the claims are that other refreshes had staged and `judgement` has
+    /// committed: they are of no use any more.
+    fn taken_over(&self, judgement: &Judgement) -> Vec<Path> {
+        let root = self.objects.root();
+        let others = judgement.brought().filter(|claim| {
+            let of = &claim.refresh;
+            !of.is_empty() && *of != self.request.refresh
+        });
+        let paths = others.map(|claim| paths::claim(root, &claim.refresh, &claim.id()));
+        paths.collect()
     }
 
     /// Forgets the claims of those units of the plan that are `missing` for all

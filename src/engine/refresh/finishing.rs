@@ -72,7 +72,10 @@ impl Run<'_> {
         );
         let outcome = outcome?;
         let tidied = match rubbish {
-            Ok(rubbish) => tidy::remove(objects, refresh, work, rubbish, &self.known).await,
+            Ok(rubbish) => {
+                let spent = std::mem::take(&mut self.spent);
+                tidy::remove(objects, refresh, work, rubbish.with(spent), &self.known).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = fresh.and(tidied) {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use lance::Dataset;
+use object_store::path::Path;
 use tokio::sync::{Notify, watch};
 use tracing::info;
 
@@ -152,6 +153,8 @@ struct Run<'a> {
     landed: bool,
     /// What there is to remove, as it was when that commit landed.
     rubbish: Option<Result<Rubbish>>,
+    /// Claims of other refreshes that the commit took over.
+    spent: Vec<Path>,
     /// The view's newest ledger, if its files are there to stay.
     settled: Option<String>,
     /// Ledgers that were read.
@@ -172,6 +175,7 @@ impl<'a> Run<'a> {
             since: None,
             landed: false,
             rubbish: None,
+            spent: Vec::new(),
             settled: None,
             known: Known::new(),
         })

@@ -75,30 +75,31 @@ impl Run<'_> {
             return self.after_commit(plan, opened, done, &guess).await;
         }
         let (refresh, full, table) = (&request.refresh, request.full, opened.1.clone());
-        let left = async {
-            let left = staged::left(objects, plans.clone(), &table, refresh, full).await?;
+        let left = || staged::left(objects, plans.clone(), &table, refresh, full);
+        let own = async {
+            if fixed.is_none() {
+                return Ok((Vec::new(), None));
+            }
+            let left = left().await?;
             // As the plan, what was staged for it goes once it is done.
-            let done = match fixed.is_some() {
-                true => outcome::recorded(objects, refresh).await?,
-                false => None,
-            };
-            Ok::<_, EngineError>((left, done))
+            Ok::<_, EngineError>((left, outcome::recorded(objects, refresh).await?))
         };
-        let (work, left) = futures::join!(
+        let (work, own) = futures::join!(
             Work::of(self.catalog, request, opened, fixed.as_ref(), &guess),
-            left
+            own
         );
-        let (mut left, done) = left?;
+        let (own, done) = own?;
         if let Some(done) = done {
             return Ok(Planned::Done(done));
         }
         let Some(mut work) = work? else {
             return Ok(Planned::Outdated);
         };
-        if fixed.is_some() || work.is_limited() {
-            self.take_over(std::mem::take(&mut left), &table).await?;
-        }
+        self.take_over(own, &table).await?;
         if work.is_limited() {
+            if fixed.is_none() {
+                self.take_over(left().await?, &table).await?;
+            }
             let mut standing = work.standing(&work.bench.table);
             let claims = ledgers
                 .of(&mut standing)
@@ -111,11 +112,14 @@ impl Run<'_> {
         let mut nothing = false;
         if fixed.is_none() {
             let mut judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
-            if !left.is_empty() && !judged.now.missing.is_empty() {
-                // What is staged was not looked at yet: a view that misses
-                // nothing has no use for it.
-                self.take_over(left, &table).await?;
-                judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
+            if !judged.now.missing.is_empty() && !work.is_limited() {
+                // A view that misses nothing has no use for what is staged, and that
+                // may be much: it is not looked at before.
+                let left = left().await?;
+                if !left.is_empty() {
+                    self.take_over(left, &table).await?;
+                    judged = self.judge(&work, &work.bench.table, &mut ledgers).await?;
+                }
             }
             let (now, carried) = (judged.now, judged.carried);
             let mut trims = match request.full {
