@@ -121,9 +121,19 @@ impl Catalog {
             .session(store.session())
             .build()
             .await
-            .map_err(|e| EngineError::Unavailable {
-                what: format!("the catalog {}", redact(&root)),
-                why: first_line(&e.to_string()),
+            .map_err(|e| {
+                let what = format!("the catalog {}", redact(&root));
+                match namespace_error(&e) {
+                    // Its list of namespaces is of another version of Lance.
+                    Some(NamespaceError::Unsupported { message }) => {
+                        let why = first_line(message);
+                        EngineError::InvalidInput(format!("{what} cannot be used: {why}"))
+                    }
+                    _ => EngineError::Unavailable {
+                        what,
+                        why: first_line(&e.to_string()),
+                    },
+                }
             })?;
         Ok(Catalog {
             namespace: Arc::new(namespace),
@@ -154,7 +164,8 @@ impl Catalog {
         &self.store
     }
 
-    /// The URI of table `id`. Errors: `ViewNotFound`, `Unavailable`.
+    /// The URI of table `id`. Errors: `ViewNotFound`, `Unavailable`, and
+    /// `Unsupported` for one that this version cannot work with.
     pub async fn locate(&self, id: &[String]) -> Result<String> {
         let missing = || EngineError::ViewNotFound {
             view: id.join(DELIMITER),
@@ -191,14 +202,20 @@ impl Catalog {
                     Some(NamespaceError::InvalidInput { message }) => {
                         EngineError::InvalidInput(message.clone())
                     }
-                    // A nested name in a root that has no namespaces.
-                    Some(NamespaceError::Unsupported { .. }) if id.len() > 1 => missing(),
-                    _ if self.access == Access::Directory
-                        && id.len() > 1
-                        && self.reachable().await =>
+                    // What a directory says of its list of namespaces alone; that
+                    // it has none is another word of it.
+                    Some(NamespaceError::Unsupported { message })
+                        if self.access == Access::Directory =>
                     {
-                        missing()
+                        EngineError::Unsupported {
+                            view: id.join(DELIMITER),
+                            kind: "a table of a catalog that another version of Lance keeps"
+                                .to_string(),
+                            why: first_line(message),
+                        }
                     }
+                    // A nested name in a catalog that has no namespaces.
+                    Some(NamespaceError::Unsupported { .. }) if id.len() > 1 => missing(),
                     _ => self.failed(&id.join(DELIMITER), &error),
                 });
             }
@@ -395,10 +412,6 @@ impl Catalog {
             },
         }
     }
-
-    async fn reachable(&self) -> bool {
-        self.ping().await.is_ok()
-    }
 }
 
 /// What a catalog vends for a table, fetched anew when it expires.
@@ -493,7 +506,71 @@ fn root_of(uri: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use lance_namespace::models::{CreateNamespaceRequest, DeclareTableRequest};
+
     use super::*;
+
+    fn id(parts: &[&str]) -> Vec<String> {
+        parts.iter().map(|part| part.to_string()).collect()
+    }
+
+    async fn connect(root: &Path) -> Result<Catalog> {
+        Catalog::connect(root.to_str().unwrap(), &BTreeMap::new()).await
+    }
+
+    /// A directory that has the table `v` in the namespace `team`, and where it
+    /// lists them.
+    async fn nested() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_str().unwrap();
+        let namespace = DirectoryNamespaceBuilder::new(root).build().await.unwrap();
+        let team = CreateNamespaceRequest {
+            id: Some(id(&["team"])),
+            ..Default::default()
+        };
+        namespace.create_namespace(team).await.unwrap();
+        let table = DeclareTableRequest {
+            id: Some(id(&["team", "v"])),
+            ..Default::default()
+        };
+        namespace.declare_table(table).await.unwrap();
+        let listed = folder.path().join("__manifest");
+        (folder, listed)
+    }
+
+    #[tokio::test]
+    async fn a_nested_table_is_missing_only_where_the_directory_says_so() {
+        let (folder, listed) = nested().await;
+        let catalog = connect(folder.path()).await.unwrap();
+        catalog.locate(&id(&["team", "v"])).await.unwrap();
+        for missing in [&["team", "w"], &["elsewhere", "v"]] {
+            let error = catalog.locate(&id(missing)).await.unwrap_err();
+            let gone = matches!(error, EngineError::ViewNotFound { .. });
+            assert!(gone, "{missing:?}: {error:?}");
+        }
+        std::fs::remove_dir_all(listed.join("data")).unwrap();
+        let catalog = connect(folder.path()).await.unwrap();
+        let error = catalog.locate(&id(&["team", "v"])).await.unwrap_err();
+        assert!(
+            matches!(error, EngineError::Unavailable { .. }),
+            "{error:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_another_lance_keeps_is_told_as_that_and_not_waited_for() {
+        let (folder, listed) = nested().await;
+        let catalog = connect(folder.path()).await.unwrap();
+        let mut listed = Dataset::open(listed.to_str().unwrap()).await.unwrap();
+        let flags = ("lance.namespace.manifest.reader_feature_flags", "1");
+        listed.update_metadata([flags]).await.unwrap();
+        let located = catalog.locate(&id(&["team", "v"])).await.unwrap_err();
+        let connected = connect(folder.path()).await.unwrap_err();
+        for error in [located, connected] {
+            let told = error.to_string().contains("upgrade");
+            assert!(told && !error.retryable(), "{error:?}");
+        }
+    }
 
     #[test]
     fn a_catalog_is_a_directory_or_a_bucket() {
