@@ -367,14 +367,16 @@ impl Catalog {
                 };
                 let page = match self.namespace.list_namespaces(request).await {
                     Ok(page) => page,
-                    // A root without namespaces need not be able to list them.
-                    Err(error) if self.access == Access::Directory => match namespace_error(&error)
-                    {
-                        Some(_) => break,
-                        None => return Err(unavailable(error)),
-                    },
-                    Err(error) => match namespace_error(&error) {
-                        Some(NamespaceError::Unsupported { .. }) => break,
+                    Err(error) => match (namespace_error(&error), self.access) {
+                        // It was dropped meanwhile.
+                        (Some(NamespaceError::NamespaceNotFound { .. }), _) => break,
+                        // A directory can always list them, and says so where
+                        // another version of Lance keeps the list.
+                        (Some(NamespaceError::Unsupported { .. }), access)
+                            if access != Access::Directory =>
+                        {
+                            break;
+                        }
                         _ => return Err(unavailable(error)),
                     },
                 };
@@ -548,13 +550,15 @@ mod tests {
             let gone = matches!(error, EngineError::ViewNotFound { .. });
             assert!(gone, "{missing:?}: {error:?}");
         }
+        assert_eq!(catalog.tables().await.unwrap(), [["team", "v"]]);
         std::fs::remove_dir_all(listed.join("data")).unwrap();
         let catalog = connect(folder.path()).await.unwrap();
-        let error = catalog.locate(&id(&["team", "v"])).await.unwrap_err();
-        assert!(
-            matches!(error, EngineError::Unavailable { .. }),
-            "{error:?}"
-        );
+        let located = catalog.locate(&id(&["team", "v"])).await.unwrap_err();
+        let listed = catalog.tables().await.unwrap_err();
+        for error in [located, listed] {
+            let unavailable = matches!(error, EngineError::Unavailable { .. });
+            assert!(unavailable, "{error:?}");
+        }
     }
 
     #[tokio::test]
