@@ -227,7 +227,55 @@ async fn within<T>(patience: Duration, answer: impl Future<Output = T>) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use axum::http::{StatusCode, Uri};
+    use serde_json::json;
+
     use super::*;
+
+    /// A REST catalog that answers the root's list of tables, and the list of the
+    /// namespaces in `deep`, by `status` and `code`. It has the table `v` there.
+    async fn shallow(status: StatusCode, code: u32) -> Catalog {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let router = axum::Router::new().fallback(move |uri: Uri| async move {
+            let refused = json!({"code": code, "error": "not at this depth"});
+            let (status, answer) = match uri.path() {
+                "/v1/namespace/%24/list" => (StatusCode::OK, json!({"namespaces": ["deep"]})),
+                "/v1/namespace/deep/table/list" => (StatusCode::OK, json!({"tables": ["v"]})),
+                _ => (status, refused),
+            };
+            (status, axum::Json(answer))
+        });
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", socket.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(socket, router).await });
+        let source = Source {
+            uri,
+            ..Source::default()
+        };
+        source
+            .over(remote::client().unwrap(), None, Access::Own)
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_catalog_without_tables_at_its_root_is_up_and_lists_those_below() {
+        for (status, code) in [(406, 0), (501, 0), (400, 13), (404, 1)] {
+            let catalog = shallow(StatusCode::from_u16(status).unwrap(), code).await;
+            catalog.ping().await.unwrap();
+            let listed = catalog.tables().await.unwrap();
+            assert_eq!(listed, [["deep", "v"]], "{status}");
+        }
+        let catalog = shallow(StatusCode::INTERNAL_SERVER_ERROR, 18).await;
+        for failed in [
+            catalog.ping().await.unwrap_err(),
+            catalog.tables().await.unwrap_err(),
+        ] {
+            assert!(
+                matches!(failed, EngineError::Unavailable { .. }),
+                "{failed:?}"
+            );
+        }
+    }
 
     #[tokio::test]
     async fn a_catalog_that_hangs_does_not_hold_up_the_end() {

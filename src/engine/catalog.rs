@@ -339,15 +339,17 @@ impl Catalog {
         while let Some(namespace) = namespaces.pop() {
             let mut token = None;
             loop {
-                let page = self
-                    .namespace
-                    .list_tables(ListTablesRequest {
-                        id: Some(namespace.clone()),
-                        page_token: token,
-                        ..Default::default()
-                    })
-                    .await
-                    .map_err(unavailable)?;
+                let is_first = token.is_none();
+                let request = ListTablesRequest {
+                    id: Some(namespace.clone()),
+                    page_token: token,
+                    ..Default::default()
+                };
+                let page = match self.namespace.list_tables(request).await {
+                    Ok(page) => page,
+                    Err(error) if is_first && self.has_none(&error) => break,
+                    Err(error) => return Err(unavailable(error)),
+                };
                 found.extend(page.tables.iter().map(|name| {
                     let mut id = namespace.clone();
                     id.push(name.clone());
@@ -360,6 +362,7 @@ impl Catalog {
             }
             let mut token = None;
             loop {
+                let is_first = token.is_none();
                 let request = ListNamespacesRequest {
                     id: Some(namespace.clone()),
                     page_token: token,
@@ -367,18 +370,8 @@ impl Catalog {
                 };
                 let page = match self.namespace.list_namespaces(request).await {
                     Ok(page) => page,
-                    Err(error) => match (namespace_error(&error), self.access) {
-                        // It was dropped meanwhile.
-                        (Some(NamespaceError::NamespaceNotFound { .. }), _) => break,
-                        // A directory can always list them, and says so where
-                        // another version of Lance keeps the list.
-                        (Some(NamespaceError::Unsupported { .. }), access)
-                            if access != Access::Directory =>
-                        {
-                            break;
-                        }
-                        _ => return Err(unavailable(error)),
-                    },
+                    Err(error) if is_first && self.has_none(&error) => break,
+                    Err(error) => return Err(unavailable(error)),
                 };
                 namespaces.extend(page.namespaces.iter().map(|name| {
                     let mut id = namespace.clone();
@@ -395,8 +388,23 @@ impl Catalog {
         Ok(found)
     }
 
+    /// Whether it is no failure that a namespace's tables, or the namespaces in
+    /// it, are not listed: there are none.
+    fn has_none(&self, error: &lance::Error) -> bool {
+        match namespace_error(error) {
+            // It was dropped meanwhile, or is the root of a catalog without one.
+            Some(NamespaceError::NamespaceNotFound { .. }) => true,
+            // Many REST catalogs have tables at one depth alone. A directory has
+            // them at any, and fails so where another version of Lance keeps it.
+            Some(NamespaceError::Unsupported { .. } | NamespaceError::InvalidInput { .. }) => {
+                self.access != Access::Directory
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the catalog answers at all, be it that it wants another
-    /// credential. Errors: `Unavailable`.
+    /// credential, or lists no tables at its root. Errors: `Unavailable`.
     pub async fn ping(&self) -> Result<()> {
         let request = ListTablesRequest {
             id: Some(Vec::new()),
@@ -406,11 +414,13 @@ impl Catalog {
         match self.namespace.list_tables(request).await {
             Ok(_) => Ok(()),
             Err(error) => match namespace_error(&error) {
-                Some(
-                    NamespaceError::Unauthenticated { .. }
-                    | NamespaceError::PermissionDenied { .. },
-                ) => Ok(()),
-                _ => Err(self.failed("its list of tables", &error)),
+                None
+                | Some(
+                    NamespaceError::ServiceUnavailable { .. }
+                    | NamespaceError::Throttling { .. }
+                    | NamespaceError::Internal { .. },
+                ) => Err(self.failed("its list of tables", &error)),
+                Some(_) => Ok(()),
             },
         }
     }
