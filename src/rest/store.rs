@@ -432,7 +432,9 @@ fn labels(refresh: Option<&str>) -> BTreeMap<String, String> {
 async fn answered<T>(create: impl Future<Output = kube::Result<T>>) -> Result<Option<T>, ApiError> {
     match in_time(async { Ok(create.await) }).await? {
         Ok(created) => Ok(Some(created)),
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+        // A 409 may also be somebody's change of a quota that came in between;
+        // then nothing is there.
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -449,5 +451,68 @@ pub(super) async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> R
             "the Kubernetes API did not answer within {} seconds; try again",
             PATIENCE.as_secs()
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    /// What an API server is asked, in order.
+    type Asked = Arc<Mutex<Vec<String>>>;
+
+    /// A store over an API server that refuses creates for these reasons, one
+    /// after the other, and takes all others.
+    fn store(refusals: &[&'static str]) -> (Store, Asked) {
+        let refusals = Mutex::new(VecDeque::from(refusals.to_vec()));
+        let asked = Asked::default();
+        let noted = asked.clone();
+        let answer = move |request: Request<Body>| {
+            let resource = request.uri().path().rsplit('/').next().unwrap_or_default();
+            let asked = format!("{} {resource}", request.method());
+            noted.lock().unwrap().push(asked);
+            let answer = match refusals.lock().unwrap().pop_front() {
+                Some(reason) => {
+                    let status = json!({
+                        "apiVersion": "v1", "kind": "Status", "status": "Failure",
+                        "reason": reason, "message": "no", "code": 409,
+                    });
+                    (409, status)
+                }
+                None => (
+                    201,
+                    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {}}),
+                ),
+            };
+            let (status, body) = answer;
+            let body = Body::from(body.to_string().into_bytes());
+            let answer = Response::builder().status(status).body(body).unwrap();
+            std::future::ready(Ok::<_, Infallible>(answer))
+        };
+        let client = Client::new(tower::service_fn(answer), "ns");
+        (Store::new(client, "ns"), asked)
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_stored_only_where_the_api_server_says_so() {
+        let secret = Secret::default();
+        let created = async |refusals: &[&'static str]| {
+            let (store, asked) = store(refusals);
+            let created = store.create_secret(&secret).await;
+            let asked = asked.lock().unwrap().len();
+            (created.map_err(|error| error.status_and_code().1), asked)
+        };
+        assert_eq!(created(&[]).await, (Ok(true), 1));
+        assert_eq!(created(&["AlreadyExists"]).await, (Ok(false), 1));
+        // As the admission of a quota that changes says it.
+        assert_eq!(created(&["Conflict"]).await, (Ok(true), 2));
+        assert_eq!(created(&["Conflict"; 3]).await, (Err(17), 3));
     }
 }
