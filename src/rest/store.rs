@@ -262,8 +262,9 @@ impl Store {
                 .await?;
         }
         if let Some(credential) = secrets.credential
-            // Later on it is there, or has been deleted for good.
-            && found.phase() == Phase::Queued
+            // Later on it is there, or has been deleted for good. One that is
+            // held may be so since before it was there.
+            && matches!(found.phase(), Phase::Queued | Phase::Suspended)
         {
             let held = (Place::SECRET.of(credential), credential.secret());
             self.create_owned(found, names::credential_secret(&name), held)
@@ -464,6 +465,7 @@ mod tests {
     use kube::client::Body;
 
     use super::*;
+    use crate::resources::MaterializedViewRefreshStatus;
 
     /// What an API server is asked, in order.
     type Asked = Arc<Mutex<Vec<String>>>;
@@ -514,5 +516,31 @@ mod tests {
         // As the admission of a quota that changes says it.
         assert_eq!(created(&["Conflict"]).await, (Ok(true), 2));
         assert_eq!(created(&["Conflict"; 3]).await, (Err(17), 3));
+    }
+
+    #[tokio::test]
+    async fn a_retry_brings_the_credential_to_what_may_still_lack_it() {
+        let credential = Credential::Key("hush".into());
+        let secrets = Secrets {
+            manifest: None,
+            credential: Some(&credential),
+        };
+        let spec = MaterializedViewRefreshSpec::of(["v"]);
+        let brought = async |phase: Phase| {
+            let mut found = MaterializedViewRefresh::new("r", spec.clone());
+            found.status = Some(MaterializedViewRefreshStatus {
+                phase,
+                ..Default::default()
+            });
+            let (store, asked) = store(&[]);
+            store.complete(&found, &spec, secrets).await.unwrap();
+            asked.lock().unwrap().join(", ")
+        };
+        for phase in [Phase::Queued, Phase::Suspended] {
+            assert_eq!(brought(phase).await, "POST secrets", "{phase:?}");
+        }
+        for phase in [Phase::Running].into_iter().chain(Phase::TERMINAL) {
+            assert_eq!(brought(phase).await, "", "{phase:?}");
+        }
     }
 }
