@@ -183,7 +183,8 @@ impl Store {
     }
 
     /// Opens the table at `uri`, freshly, at `version` or the latest.
-    /// `Ok(None)`: no table, or no such version.
+    /// `Ok(None)`: no table, or no such version. Errors: `Unavailable`, and
+    /// `InvalidInput` for one that cannot be used as it is.
     pub async fn open(&self, uri: &str, version: Option<u64>) -> Result<Option<Dataset>> {
         let inline = self.inline.as_ref().map(|tokio| (tokio, as_objects(uri)));
         let at = match &inline {
@@ -516,9 +517,17 @@ pub fn is_missing(error: &lance::Error) -> bool {
 
 /// An error of lance's storage as one of ours.
 pub fn storage(what: &str, error: lance::Error) -> EngineError {
-    EngineError::Unavailable {
-        what: what.to_string(),
-        why: first_line(&error.to_string()),
+    let why = first_line(&error.to_string());
+    match error {
+        // A table that a newer Lance has written, or a place of no kind that is
+        // known: it was reached, and waiting does not change it.
+        lance::Error::NotSupported { .. } | lance::Error::InvalidInput { .. } => {
+            EngineError::InvalidInput(format!("{what} cannot be used: {why}"))
+        }
+        _ => EngineError::Unavailable {
+            what: what.to_string(),
+            why,
+        },
     }
 }
 
@@ -569,6 +578,19 @@ mod tests {
             .await
             .unwrap_err();
         assert!(error.to_string().contains("ccount"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_no_wait_makes_usable_is_not_waited_for() {
+        let store = Store::new(&options(&[]));
+        let place = store.objects("nowhere://bucket/v.lance").await.unwrap_err();
+        let table = lance::Error::not_supported("Please upgrade Lance to read this dataset.");
+        for (error, why) in [(place, "nowhere"), (storage("the table", table), "upgrade")] {
+            let told = error.to_string().contains(why);
+            assert!(told && !error.retryable(), "{error:?}");
+        }
+        let failed = storage("the table", lance::Error::io("connection reset"));
+        assert!(failed.retryable(), "{failed:?}");
     }
 
     #[tokio::test]
