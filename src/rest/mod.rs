@@ -44,7 +44,6 @@ use tracing::Instrument;
 
 use crate::catalog::SharedCatalog;
 use crate::engine::catalog::Catalog;
-use crate::engine::error::EngineError;
 use crate::engine::view::KnownViews;
 use crate::telemetry::Metrics;
 use auth::Access;
@@ -94,13 +93,21 @@ impl Api {
     }
 
     /// The catalog as `caller` may see it.
-    async fn catalog_of(&self, caller: &Caller) -> Result<Catalog, EngineError> {
-        self.catalog.seen_by(self.forwarded(caller)).await
+    async fn catalog_of(&self, caller: &Caller) -> Result<Catalog, ApiError> {
+        Ok(self.catalog.seen_by(self.forwarded(caller)?).await?)
     }
 
-    /// The caller's credential, if it is to be forwarded.
-    fn forwarded<'a>(&self, caller: &'a Caller) -> Option<&'a Credential> {
-        caller.credential().filter(|_| self.forwards)
+    /// The caller's credential, if it is to be forwarded. Who then has none must
+    /// not get at the catalog by relance's own.
+    fn forwarded<'a>(&self, caller: &'a Caller) -> Result<Option<&'a Credential>, ApiError> {
+        match (self.forwards, caller.credential()) {
+            (false, _) => Ok(None),
+            (true, Some(credential)) => Ok(Some(credential)),
+            (true, None) => Err(ApiError::Unauthenticated(
+                "the catalog is shown the caller's own credential, and the request has none; send it once, as 'Authorization: Bearer' or as 'x-api-key'"
+                    .into(),
+            )),
+        }
     }
 }
 
@@ -147,5 +154,75 @@ async fn run_to_end(api: &Arc<Api>, request: Request, next: Next) -> Response {
             )
             .into_response()
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::convert::Infallible;
+
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use serde_json::json;
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::catalog::Source;
+
+    /// An API that lets everybody in, over an API server that has no refresh and
+    /// a catalog that is away.
+    pub(crate) fn open(forwards: bool) -> Router {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let answer = |request: axum::http::Request<kube::client::Body>| {
+            let listed = request.uri().path().ends_with("/materializedviewrefreshes");
+            let (status, answer) = match listed {
+                true => (200, json!({"metadata": {}, "items": []})),
+                false => (
+                    404,
+                    json!({"reason": "NotFound", "message": "", "code": 404}),
+                ),
+            };
+            let answer = kube::client::Body::from(answer.to_string().into_bytes());
+            let answer = Response::builder().status(status).body(answer);
+            std::future::ready(Ok::<_, Infallible>(answer.unwrap()))
+        };
+        let client = Client::new(tower::service_fn(answer), "ns");
+        let source = Source {
+            // Nobody listens there.
+            uri: "http://127.0.0.1:1".into(),
+            ..Source::default()
+        };
+        let metrics = Metrics::default();
+        let catalog = SharedCatalog::new(source, &metrics);
+        let api = Api::new(client, "ns", catalog, Access::open(), forwards, &metrics);
+        router(Arc::new(api))
+    }
+
+    #[tokio::test]
+    async fn where_credentials_are_forwarded_nobody_goes_by_relances_own() {
+        let asked = async |path: &str, keys: &[&str]| {
+            let request = keys
+                .iter()
+                .fold(Request::post(path), |r, key| r.header("x-api-key", *key));
+            let body = Body::from(r#"{"job_id": "gone"}"#);
+            let answer = open(true).oneshot(request.body(body).unwrap()).await;
+            answer.unwrap().status()
+        };
+        for path in [
+            "/v1/materialized_view/v/refresh",
+            "/v1/materialized_view/v/describe",
+            "/v1/table/v/describe",
+            "/v1/jobs/describe",
+            "/v1/jobs/query_events",
+            "/v1/jobs/cancel",
+        ] {
+            for keys in [&[][..], &["a", "b"]] {
+                let status = asked(path, keys).await;
+                assert_eq!(status, StatusCode::UNAUTHORIZED, "{path} {keys:?}");
+            }
+        }
+        // Whose own is forwarded hears of the catalog.
+        let status = asked("/v1/table/v/describe", &["a"]).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -41,7 +41,7 @@ pub async fn refresh(
     let checksum = manifest.as_ref().map(GenevaManifest::checksum);
     // Shape comes first: a request that can never be right makes no calls.
     let unnamed = uuid::Uuid::now_v7().to_string();
-    let forwarded = api.forwarded(&caller);
+    let forwarded = api.forwarded(&caller)?;
     let asked = |name: &str| {
         let mut spec = fields::spec(name, &view, &body, checksum)?;
         spec.forwarded_credential = forwarded.is_some();
@@ -75,7 +75,7 @@ pub async fn refresh(
             let (spec, known) = (spec.clone(), known.clone());
             async move { world::is_refreshable(&catalog, &known, &spec).await }
         };
-        api.catalog.look(catalog, look).await
+        Ok::<_, ApiError>(api.catalog.look(catalog, look).await?)
     };
     let cluster = async {
         let name = &spec.cluster;
