@@ -7,7 +7,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-/// A name that nobody gives to a refresh.
+/// A credential that nobody has.
 const NOBODY: &str = "relance-check";
 
 /// How long the answers may take, all in all.
@@ -29,7 +29,7 @@ pub enum CheckError {
     },
     /// Something else answered, or the API could not do its work.
     #[error(
-        "{url} answers {status} where a refresh that is not there should be 404, or 401 to a stranger: {said}"
+        "{url} answers {status} where it should list refreshes, or be 401 to a stranger: {said}"
     )]
     Wrong {
         /// Where it was asked.
@@ -41,9 +41,9 @@ pub enum CheckError {
     },
 }
 
-/// Asks for a refresh that is not there, as nobody whom it knows. To say so,
-/// REST must have asked the Kubernetes API, with the rights that it has.
-/// `insecure` takes any certificate: nothing secret is sent.
+/// Asks for a list of refreshes, as nobody whom it knows. To give it, or to say
+/// that it does not know who asks, REST must have asked the Kubernetes API, with
+/// the rights that it has; and nothing else, such as the catalog. `insecure` takes any certificate: nothing secret is sent.
 pub async fn check(url: &str, insecure: bool) -> Result<(), CheckError> {
     within(PATIENCE, url, insecure).await
 }
@@ -77,10 +77,10 @@ async fn asked(url: &str, insecure: bool) -> Result<(), CheckError> {
         ("authorization", format!("Bearer {NOBODY}")),
         ("x-api-key", NOBODY.to_string()),
     ] {
-        let body = json!({ "job_id": NOBODY }).to_string();
+        let body = json!({ "limit": 1 }).to_string();
         let request = Request::builder()
             .method(Method::POST)
-            .uri("/v1/jobs/describe")
+            .uri("/v1/jobs/list")
             .header("content-type", "application/json")
             .header(header, value)
             .body(body.into_bytes().into())
@@ -93,9 +93,13 @@ async fn asked(url: &str, insecure: bool) -> Result<(), CheckError> {
             .await
             .map_err(no_answer)?;
         let said = String::from_utf8_lossy(&said).into_owned();
-        let error: Value = serde_json::from_str(&said).unwrap_or_default();
-        let expected = [StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED];
-        if !expected.contains(&status) || !error["code"].is_u64() {
+        let told: Value = serde_json::from_str(&said).unwrap_or_default();
+        let expected = match status {
+            StatusCode::OK => told["jobs"].is_array(),
+            StatusCode::UNAUTHORIZED => told["code"].is_u64(),
+            _ => false,
+        };
+        if !expected {
             return Err(CheckError::Wrong {
                 url: url.to_string(),
                 status,
@@ -108,7 +112,31 @@ async fn asked(url: &str, insecure: bool) -> Result<(), CheckError> {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+
     use super::*;
+    use crate::rest::tests::open;
+
+    async fn checked(router: Router) -> Result<(), CheckError> {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", socket.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(socket, router).await });
+        check(&url, false).await
+    }
+
+    #[tokio::test]
+    async fn an_api_is_well_while_its_catalog_is_away() {
+        checked(open(false)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_server_is_not_well_whatever_it_answers() {
+        for status in [StatusCode::OK, StatusCode::UNAUTHORIZED] {
+            let other = Router::new().fallback(move || async move { (status, "{}") });
+            let said = checked(other).await.unwrap_err().to_string();
+            assert!(said.contains("where it should list refreshes"), "{said}");
+        }
+    }
 
     #[tokio::test]
     async fn a_port_at_which_nobody_speaks_is_no_answer() {
