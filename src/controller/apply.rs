@@ -1,7 +1,8 @@
 //! Writing status: whole, by server-side apply of one field manager, on the
-//! resourceVersion that the status was decided on.
+//! resourceVersion that the status was decided on. And what else is changed of
+//! resources: their finalizers, and that they are there.
 
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
@@ -190,4 +191,27 @@ pub async fn cluster_status(
         .patch_status(&cluster.name_any(), &params, &Patch::Apply(&patch))
         .await?;
     Ok(())
+}
+
+/// Deletes a refresh whose time to live is over.
+pub async fn delete_refresh(
+    ctx: &Context,
+    refresh: &MaterializedViewRefresh,
+) -> Result<(), kube::Error> {
+    // On this very version: a time to live that was just prolonged counts.
+    let params = DeleteParams::background().preconditions(Preconditions {
+        uid: refresh.uid(),
+        resource_version: refresh.resource_version(),
+    });
+    tracing::info!("its time to live is over");
+    gone_or(ctx.refreshes.delete(&refresh.name_any(), &params).await)
+}
+
+/// What is gone, or is another by now, needs no deletion.
+pub fn gone_or<T>(deleted: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match deleted {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(error),
+    }
 }

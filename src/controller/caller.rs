@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Preconditions};
 
+use super::apply::gone_or;
 use super::context::Context;
 use super::look::{is_young, refresh_uid, refused};
-use super::reconcile::gone_or;
 use super::refresh::{CredentialSeen, World};
 use crate::catalog::credential::{Credential, Place};
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};

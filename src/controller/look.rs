@@ -1,5 +1,5 @@
 //! Looking at what [`decide`](super::refresh::decide) asks for: the world, the
-//! Job, the view's history, the progress.
+//! Job, the view's history. How far the Job is, is [`super::progress`]'s.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::caller::{self, credential};
 use super::context::Context;
-use super::refresh::{JobSeen, Observed, OutcomeSeen, ProgressSeen, World, is_held};
+use super::refresh::{JobSeen, Observed, OutcomeSeen, World, is_held};
 use super::targets::Reach;
 use crate::catalog::credential::Credential;
 use crate::engine::catalog::{Catalog, DELIMITER};
@@ -19,7 +19,7 @@ use crate::engine::error::EngineError;
 use crate::engine::freshness::{self, Freshness};
 use crate::engine::outcome::{self, Known, Outcome};
 use crate::launch::target::{Target, TargetError};
-use crate::launch::{job, progress, state};
+use crate::launch::{job, state};
 use crate::lean::Lean;
 use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
 use crate::world::{self, WorldError};
@@ -31,9 +31,6 @@ const SECRET_PATIENCE: i64 = 60;
 /// For how long the history of a refresh whose caller the catalog denies must
 /// not open to relance itself either, at any look, before nobody waits for it.
 const SHUT_FOR_GOOD: Duration = Duration::from_secs(120);
-
-/// After how long a Job without a pod is asked why.
-const POD_PATIENCE: i64 = 3;
 
 /// The view and the cluster of a refresh.
 pub async fn world(
@@ -436,83 +433,6 @@ fn told_without_caller(
         }
         told => told,
     }
-}
-
-/// How far a running Job is, and why it has no pod.
-pub async fn progress(
-    ctx: &Context,
-    target: &Target,
-    seen: &Observed,
-) -> (ProgressSeen, Option<String>) {
-    let (progress, stuck) = sampled(ctx, target, seen).await;
-    let uid = refresh_uid(&seen.refresh);
-    match progress {
-        ProgressSeen::At(_) => ctx.heard(&uid),
-        _ if ctx.is_silent(&uid) => return (ProgressSeen::Silent, stuck),
-        _ => {}
-    }
-    (progress, stuck)
-}
-
-async fn sampled(
-    ctx: &Context,
-    target: &Target,
-    seen: &Observed,
-) -> (ProgressSeen, Option<String>) {
-    let nothing = (ProgressSeen::Nothing, None);
-    let uid = refresh_uid(&seen.refresh);
-    // A little less than the pause between looks, or every other one comes too early.
-    let interval = ctx
-        .between_looks()
-        .saturating_sub(Duration::from_millis(100));
-    let Some(JobSeen::Ours(job)) = &seen.job else {
-        return nothing;
-    };
-    if !ctx.time_to_look(&uid, interval) {
-        return nothing;
-    }
-    let mut pods = target.pods_of(&job.uid);
-    if pods.is_empty() {
-        let start = seen
-            .refresh
-            .status
-            .as_ref()
-            .and_then(|s| s.start_time.as_ref());
-        let late = start.is_some_and(|at| seen.now.duration_since(at.0).as_secs() >= POD_PATIENCE);
-        if late && ctx.reads.take() {
-            return (ProgressSeen::Nothing, why_no_pod(target, &job.uid).await);
-        }
-        return nothing;
-    }
-    pods.retain(|pod| state::works(pod));
-    pods.sort_by_key(|pod| pod.name_any());
-    let Some(pod) = pods.first() else {
-        return nothing;
-    };
-    if !ctx.reads.take() {
-        return nothing;
-    }
-    match progress::sample(&target.pods, &pod.name_any()).await {
-        Some(progress) => (ProgressSeen::At(progress), None),
-        None => nothing,
-    }
-}
-
-/// What the Job controller says of pods that it could not create: a quota, a
-/// Pod Security Standard, a service account that is not there.
-async fn why_no_pod(target: &Target, job_uid: &str) -> Option<String> {
-    let of = format!("involvedObject.uid={job_uid},reason=FailedCreate");
-    let of = ListParams::default().fields(&of);
-    let events = target.ask(target.events.list(&of)).await;
-    let events = events
-        .inspect_err(|error| tracing::debug!(%error, "no Events can be read"))
-        .ok()?;
-    let last = events
-        .items
-        .into_iter()
-        .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0))?;
-    let message = last.message.unwrap_or_default();
-    Some(format!("The worker pod is not allowed now: {message}"))
 }
 
 #[cfg(test)]

@@ -58,6 +58,7 @@ pub mod metrics;
 mod observed;
 mod orphans;
 mod places;
+mod progress;
 pub mod queue;
 mod reconcile;
 pub mod refresh;

@@ -18,7 +18,7 @@ use super::refresh::{
     Step, World, Write, decide, is_held,
 };
 use super::targets::Reach;
-use super::{admission, apply};
+use super::{admission, apply, progress};
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, state};
 use crate::lean::Lean;
@@ -215,7 +215,7 @@ impl<'a> Pass<'a> {
                     self.seen.credential = Some(found);
                 }
                 Action::DeleteRefresh => {
-                    delete_refresh(ctx, &self.seen.refresh).await?;
+                    apply::delete_refresh(ctx, &self.seen.refresh).await?;
                     return Ok(End::Gone);
                 }
                 Action::Wait(pause) => return Ok(End::Wait(pause)),
@@ -294,7 +294,7 @@ impl<'a> Pass<'a> {
             }
             Look::Progress => {
                 let (progress, stuck) = match self.target(ctx).await? {
-                    Ok(target) => look::progress(ctx, &target, &self.seen).await,
+                    Ok(target) => progress::progress(ctx, &target, &self.seen).await,
                     Err(_) => (ProgressSeen::Nothing, None),
                 };
                 let seen = &mut self.seen;
@@ -572,26 +572,4 @@ impl<'a> Pass<'a> {
 /// How long a refresh may take through a cluster.
 fn deadline(refresh: &MaterializedViewRefresh, cluster: &RefreshClusterSpec) -> SignedDuration {
     SignedDuration::from_secs(cluster.deadline_seconds(refresh.spec.active_deadline_seconds))
-}
-
-async fn delete_refresh(
-    ctx: &Context,
-    refresh: &MaterializedViewRefresh,
-) -> Result<(), kube::Error> {
-    // On this very version: a time to live that was just prolonged counts.
-    let params = DeleteParams::background().preconditions(Preconditions {
-        uid: refresh.uid(),
-        resource_version: refresh.resource_version(),
-    });
-    tracing::info!("its time to live is over");
-    gone_or(ctx.refreshes.delete(&refresh.name_any(), &params).await)
-}
-
-/// What is gone, or is another by now, needs no deletion.
-pub fn gone_or<T>(deleted: Result<T, kube::Error>) -> Result<(), kube::Error> {
-    match deleted {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(error) => Err(error),
-    }
 }
