@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::caller::{self, credential};
 use super::context::Context;
-use super::refresh::{JobSeen, Observed, OutcomeSeen, World, is_held};
+use super::refresh::{JobSeen, Observed, OutcomeSeen, World, is_held, is_last};
 use super::targets::Reach;
 use crate::catalog::credential::Credential;
 use crate::engine::catalog::{Catalog, DELIMITER};
@@ -214,11 +215,8 @@ pub async fn reach(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<R
 /// A refresh's Job, with its pods as a watch showed them. The Job itself is
 /// asked of the API server, but for one that is known to be made and that its
 /// watch shows: what is under way is looked at often.
-pub async fn job(
-    target: &Target,
-    refresh: &MaterializedViewRefresh,
-    name: &str,
-) -> Result<JobSeen, TargetError> {
+pub async fn job(target: &Target, seen: &Observed) -> Result<JobSeen, TargetError> {
+    let (refresh, name) = (&seen.refresh, &seen.job_name);
     let status = refresh.status.as_ref();
     let made = status.and_then(|status| status.job.as_ref()?.uid.clone());
     let known = target.known_job(name);
@@ -229,13 +227,17 @@ pub async fn job(
             Some(Lean(found)) => Arc::new(found),
             None => {
                 // Another one may be launched beside them: their claims are the
-                // same. That it was stopped is said only once it was.
-                let deleted = refresh.metadata.deletion_timestamp.is_some();
-                let stopped = refresh.spec.cancel || refresh.spec.suspend || deleted;
-                let survivors = made.filter(|_| stopped).and_then(|uid| {
-                    let pods = target.pods_of(&uid);
-                    state::of_survivors(&uid, pods.iter().map(AsRef::as_ref))
-                });
+                // same. That it is over is said only once it is.
+                let Some(uid) = made.filter(|_| is_last(seen)) else {
+                    return Ok(JobSeen::Absent);
+                };
+                let pods = target.pods_of(&uid);
+                if state::of_survivors(&uid, pods.iter().map(AsRef::as_ref)).is_none() {
+                    return Ok(JobSeen::Absent);
+                }
+                // Nobody waits for what only a watch that is behind still shows.
+                let pods = listed_pods(target, refresh).await?;
+                let survivors = state::of_survivors(&uid, &pods);
                 return Ok(survivors.map_or(JobSeen::Absent, JobSeen::Ours));
             }
         },
@@ -249,12 +251,21 @@ pub async fn job(
     if seen.lacks_last_word() {
         // The watch of pods may be behind, and their last word is the message,
         // or all that is left of the result.
-        let ours = format!("{}={}", names::REFRESH_UID_LABEL, refresh_uid(refresh));
-        let ours = ListParams::default().labels(&ours);
-        let pods = target.ask(target.pods.list(&ours)).await?;
-        seen = state::of(&found, pods.items.iter().map(|Lean(pod)| pod));
+        let pods = listed_pods(target, refresh).await?;
+        seen = state::of(&found, &pods);
     }
     Ok(JobSeen::Ours(seen))
+}
+
+/// A refresh's pods, by the API server.
+async fn listed_pods(
+    target: &Target,
+    refresh: &MaterializedViewRefresh,
+) -> Result<Vec<Pod>, TargetError> {
+    let ours = format!("{}={}", names::REFRESH_UID_LABEL, refresh_uid(refresh));
+    let ours = ListParams::default().labels(&ours);
+    let pods = target.ask(target.pods.list(&ours)).await?;
+    Ok(pods.items.into_iter().map(|Lean(pod)| pod).collect())
 }
 
 /// What a call to a target that failed says of a refresh's Job: another

@@ -443,7 +443,7 @@ impl<'a> Pass<'a> {
     }
 
     async fn look_at_job(&self, target: &Target) -> Result<JobSeen, PassError> {
-        let job = look::job(target, &self.seen.refresh, &self.seen.job_name).await;
+        let job = look::job(target, &self.seen).await;
         Ok(match job {
             Ok(job) => job,
             Err(error) => look::out_of_sight(target, error)?,

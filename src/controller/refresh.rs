@@ -63,6 +63,11 @@ fn to_be_stopped(seen: &Observed) -> bool {
     is_unwanted(seen) || seen.refresh.spec.suspend || seen.overdue(DEADLINE_MARGIN)
 }
 
+/// Whether no other Job follows one that is gone.
+pub(super) fn is_last(seen: &Observed) -> bool {
+    to_be_stopped(seen) || seen.overdue(SignedDuration::ZERO)
+}
+
 /// Queued or Suspended: no Job of it exists.
 fn waiting(seen: &Observed) -> Action {
     let spec = &seen.refresh.spec;
@@ -373,8 +378,11 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
             }
             end(status::failed(seen, reason, message))
         }),
-        // A node that is lost keeps its pods, and they their Job, for ever.
-        None if job.deleting && seen.overdue(DEADLINE_MARGIN) => resolve(seen, without_job),
+        // A node that is lost keeps its pods, and they their Job, for ever. The
+        // deadline alone says nothing of that: its deletion may just have begun.
+        None if job.is_lost(seen.now) && seen.overdue(DEADLINE_MARGIN) => {
+            resolve(seen, without_job)
+        }
         None if job.deleting => {
             // Its pods may still run: nothing is said of the end before they are gone.
             say(

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::engine::outcome::Outcome;
@@ -18,6 +19,9 @@ pub struct JobState {
     pub uid: String,
     /// It is being deleted; pods of it may still run.
     pub deleting: bool,
+    /// Then, when it and the last of those pods were to be gone. None: one of
+    /// them was not told to end yet.
+    pub due: Option<Timestamp>,
     /// How it ended, if it has.
     pub end: Option<JobEnd>,
     /// Why it does not move, if it does not.
@@ -32,6 +36,12 @@ impl JobState {
             self.end,
             Some(JobEnd::Succeeded(None) | JobEnd::Failed { .. })
         )
+    }
+
+    /// Whether it is being deleted and stays, for so long that its pods are taken
+    /// to be on a node that is lost.
+    pub fn is_lost(&self, now: Timestamp) -> bool {
+        self.deleting && self.due.is_some_and(|due| is_past(due, now))
     }
 }
 
@@ -56,6 +66,7 @@ pub fn of<'a>(job: &Job, pods: impl IntoIterator<Item = &'a Pod>) -> JobState {
     let pods: Vec<&Pod> = pods.collect();
     JobState {
         deleting: job.metadata.deletion_timestamp.is_some(),
+        due: deletion(&job.metadata).and_then(|at| due(at, &pods)),
         end: end(job, &pods),
         stuck: pods
             .iter()
@@ -71,13 +82,29 @@ pub fn of<'a>(job: &Job, pods: impl IntoIterator<Item = &'a Pod>) -> JobState {
 /// pods, but for a garbage collector that has yet to learn of them; one that
 /// others deleted may go first.
 pub fn of_survivors<'a>(uid: &str, pods: impl IntoIterator<Item = &'a Pod>) -> Option<JobState> {
-    let mut pods = pods.into_iter();
-    let survive = pods.any(|pod| is_pod_of(pod, uid) && !is_over(pod));
-    survive.then(|| JobState {
+    let pods = pods.into_iter();
+    let pods: Vec<&Pod> = pods
+        .filter(|pod| is_pod_of(pod, uid) && !is_over(pod))
+        .collect();
+    let first = pods.first()?;
+    Some(JobState {
         uid: uid.to_string(),
         deleting: true,
+        due: deletion(&first.metadata).and_then(|at| due(at, &pods)),
         ..JobState::default()
     })
+}
+
+/// The latest of `deleted` and of when each of `pods` that has not ended was to
+/// be gone, where all of them were told to end.
+fn due(deleted: Timestamp, pods: &[&Pod]) -> Option<Timestamp> {
+    let mut at_work = pods.iter().filter(|pod| !is_over(pod));
+    at_work.try_fold(deleted, |due, pod| Some(due.max(deletion(&pod.metadata)?)))
+}
+
+/// When an object was to be gone; None: it is not being deleted.
+fn deletion(of: &ObjectMeta) -> Option<Timestamp> {
+    of.deletion_timestamp.as_ref().map(|at| at.0)
 }
 
 /// Whether no container of a pod runs any more, nor will.
@@ -92,8 +119,11 @@ const LOST: SignedDuration = SignedDuration::from_secs(60);
 
 /// Whether a pod may still do something.
 pub fn may_work(pod: &Pod, now: Timestamp) -> bool {
-    let due = pod.metadata.deletion_timestamp.as_ref().map(|at| at.0);
-    !is_over(pod) && due.is_none_or(|due| now.duration_since(due) <= LOST)
+    !is_over(pod) && deletion(&pod.metadata).is_none_or(|due| !is_past(due, now))
+}
+
+fn is_past(due: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(due) > LOST
 }
 
 /// Whether a pod belongs to the Job with this UID.
@@ -514,6 +544,39 @@ mod tests {
         assert!(state.deleting && state.end.is_none(), "{state:?}");
         assert_eq!(of_survivors("job-uid", [&ended(70, None, 1)]), None);
         assert_eq!(of_survivors("another", [&running]), None);
+    }
+
+    #[test]
+    fn a_job_that_is_deleted_is_lost_a_minute_after_its_last_worker_was_to_be_gone() {
+        let second = |second| Timestamp::from_second(second).unwrap();
+        let told_to_end_by = |second| {
+            let mut pod = pod(json!({"phase": "Running"}));
+            pod.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(second).unwrap()));
+            pod
+        };
+        let mut deleted = job(json!([]));
+        assert_eq!(of(&deleted, []).due, None, "it is not being deleted");
+        deleted.metadata.deletion_timestamp = Some(Time(second(1_000)));
+        let running = pod(json!({"phase": "Running"}));
+        let (early, late) = (told_to_end_by(1_030), told_to_end_by(1_300));
+        let over = ended(70, None, 1);
+        for (pods, due) in [
+            (vec![], Some(1_000)),
+            (vec![&over], Some(1_000)),
+            (vec![&early, &over], Some(1_030)),
+            (vec![&late, &early], Some(1_300)),
+            // The garbage collector has yet to come to it.
+            (vec![&early, &running], None),
+        ] {
+            let state = of(&deleted, pods.clone());
+            assert_eq!(state.due, due.map(second));
+            let survivors = of_survivors("job-uid", pods.clone());
+            if let Some(survivors) = survivors {
+                assert_eq!(survivors.due, state.due);
+            }
+            assert!(!state.is_lost(second(due.unwrap_or(9_000) + 60)));
+            assert_eq!(state.is_lost(second(9_000)), due.is_some());
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ use crate::resources::{MaterializedViewRefresh, Phase, Progress, names, reasons}
 
 const REFRESHES: usize = 4;
 const DEADLINE: i64 = 600;
+/// A Job that is being deleted for longer than this is on a node that is lost.
+const LOST: i64 = 60;
 /// Somebody's finalizer.
 const OTHERS: &str = "somebody.example/keeps";
 
@@ -70,7 +72,8 @@ enum Work {
 struct Job {
     uid: String,
     work: Work,
-    deleting: bool,
+    /// Since when it is being deleted.
+    deleting: Option<i64>,
 }
 
 /// One operator process: what dies with it.

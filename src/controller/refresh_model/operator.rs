@@ -99,7 +99,8 @@ impl Model {
         };
         JobSeen::Ours(JobState {
             uid: job.uid.clone(),
-            deleting: job.deleting,
+            deleting: job.deleting.is_some(),
+            due: job.deleting.map(|at| Timestamp::from_second(at).unwrap()),
             end,
             stuck: None,
         })
@@ -174,7 +175,8 @@ impl Model {
                     && self.operators.len() == 1
                     && !self.late_once.contains(&of)
                 {
-                    let works = matches!(job.work, Work::Pending | Work::Running) && !job.deleting;
+                    let works =
+                        matches!(job.work, Work::Pending | Work::Running) && job.deleting.is_none();
                     assert!(!works || given_up, "released while Job {job:?} works");
                 }
                 let deleted = stored.refresh.metadata.deletion_timestamp.is_some();
@@ -193,7 +195,7 @@ impl Model {
                 if let Some(job) = self.jobs.get_mut(&of)
                     && job.uid == uid
                 {
-                    job.deleting = true;
+                    job.deleting.get_or_insert(self.now);
                 }
                 pass.seen.saw_job(None);
             }
@@ -280,15 +282,21 @@ impl Model {
         }
         if after.is_terminal() && before != after {
             assert_eq!(stored.ended.replace(after), None, "one end");
-            // A history that is out of reach for longer than the deadline is given up.
             let start = write.status.start_time.as_ref();
-            let given_up = start.is_some_and(|start| self.now - start.0.as_second() > DEADLINE);
+            let overdue = start.is_some_and(|start| self.now - start.0.as_second() > DEADLINE);
+            // A Job that is out of sight, or does not go, for longer than the
+            // deadline is given up; also one that another operator has made.
+            let unseen = matches!(pass.seen.job, Some(JobSeen::Away(_) | JobSeen::Lost(_)));
+            let deleting = self.jobs.get(&pass.of).and_then(|job| job.deleting);
+            let stays = deleting.is_some_and(|since| self.now - since > LOST);
+            let given_up = overdue && (unseen || stays || self.operators.len() > 1);
             // Between the look and the word only two can commit: a pod whose Job
             // was forced away, and a Job that a dead operator had asked for.
             let behind_the_back =
                 self.orphaned_once.contains(&pass.of) || self.late_once.contains(&pass.of);
-            // One that was stopped before does not wait for a history that cannot be read.
-            let unread = before != Phase::Running
+            // One that was stopped before does not wait for a history that cannot be
+            // read, and none does so for longer than the deadline.
+            let unread = (before != Phase::Running || overdue)
                 && matches!(pass.seen.outcome, Some(OutcomeSeen::Unavailable(_)));
             if stored.committed.is_some() && !behind_the_back && !given_up && !lost && !unread {
                 assert_eq!(after, Phase::Succeeded, "a commit was overlooked");

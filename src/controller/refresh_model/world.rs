@@ -11,7 +11,7 @@ impl Model {
         self.jobs.entry(of).or_insert(Job {
             uid,
             work: Work::Pending,
-            deleting: false,
+            deleting: None,
         });
     }
 
@@ -36,13 +36,13 @@ impl Model {
             return;
         };
         match (&job.work, kind % 5) {
-            (Work::Pending, _) if !job.deleting => job.work = Work::Running,
+            (Work::Pending, _) if job.deleting.is_none() => job.work = Work::Running,
             (Work::Running, 0) => self.commit(of),
-            (Work::Running, 1 | 2) if !job.deleting => {
+            (Work::Running, 1 | 2) if job.deleting.is_none() => {
                 job.work = Work::Succeeded;
                 self.commit(of);
             }
-            (Work::Running, 3) if !job.deleting => job.work = Work::Failed,
+            (Work::Running, 3) if job.deleting.is_none() => job.work = Work::Failed,
             _ => {}
         }
     }
@@ -104,7 +104,7 @@ impl Model {
             49 => self.remove_job(of, true),
             50 | 51 => {
                 if self.jobs.get(&of).is_some_and(|job| {
-                    job.deleting || matches!(job.work, Work::Succeeded | Work::Failed)
+                    job.deleting.is_some() || matches!(job.work, Work::Succeeded | Work::Failed)
                 }) {
                     self.remove_job(of, false);
                 }
@@ -137,6 +137,8 @@ impl Model {
                 }
             }
             62 if kind.is_multiple_of(4) => self.delete(of, kind.is_multiple_of(8)),
+            // Or no deadline would pass while anything can go wrong.
+            63 if kind.is_multiple_of(2) => self.now += DEADLINE / 2,
             _ => self.now += i64::from(kind % 40),
         }
     }
@@ -183,7 +185,7 @@ impl Model {
                         self.operate(at, of);
                     }
                 }
-                if self.jobs.get(&of).is_some_and(|job| job.deleting) {
+                if self.jobs.get(&of).is_some_and(|job| job.deleting.is_some()) {
                     self.remove_job(of, false);
                 }
                 self.work(of, 1);

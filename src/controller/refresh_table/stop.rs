@@ -46,11 +46,7 @@ fn cancel_of_a_running_refresh_deletes_its_job_waits_until_it_is_gone_and_asks_t
 
 #[test]
 fn a_job_that_a_lost_node_keeps_from_going_is_given_up_after_the_deadline() {
-    let deleting = Some(JobSeen::Ours(JobState {
-        uid: UID.into(),
-        deleting: true,
-        ..JobState::default()
-    }));
+    let deleting = deleting_since(Some(61));
     let mut seen = started(Some(UID), 661);
     seen.refresh.spec.cancel = true;
     seen.job = deleting.clone();
@@ -64,6 +60,47 @@ fn a_job_that_a_lost_node_keeps_from_going_is_given_up_after_the_deadline() {
         ends(decide(&seen)),
         (Phase::Failed, reasons::DEADLINE_EXCEEDED.into())
     );
+}
+
+#[test]
+fn nothing_is_said_of_the_end_while_workers_may_still_be_ending_though_the_deadline_is_over() {
+    // It was made, or admitted, long after its start: its own deadline is to come.
+    for cancel in [true, false] {
+        let mut seen = started(Some(UID), 661);
+        seen.refresh.spec.cancel = cancel;
+        seen.job = job(None);
+        assert_eq!(decide(&seen), Action::DeleteJob { uid: UID.into() });
+        // None: a pod of it was not told to end yet.
+        for since in [Some(0), Some(60), None] {
+            seen.saw_job(deleting_since(since));
+            let (status, _) = written(decide(&seen));
+            assert_eq!(status.phase, Phase::Running, "{since:?}");
+            let mut waits = seen.clone();
+            waits.refresh.status = Some(status);
+            assert!(matches!(decide(&waits), Action::Wait(Pause::AtMost(_))));
+        }
+        seen.saw_job(Some(JobSeen::Absent));
+        assert_eq!(decide(&seen), Action::Look(Look::Outcome));
+    }
+}
+
+#[test]
+fn what_outlives_a_job_is_looked_for_where_no_other_job_follows_it() {
+    let mut seen = started(Some(UID), 599);
+    assert!(!is_last(&seen), "its next Job keeps what was finished");
+    seen.refresh.spec.suspend = true;
+    assert!(is_last(&seen));
+    assert!(is_last(&started(Some(UID), 601)));
+}
+
+/// Its Job, whose last worker was to be gone `ago` seconds ago.
+fn deleting_since(ago: Option<i64>) -> Option<JobSeen> {
+    Some(JobSeen::Ours(JobState {
+        uid: UID.into(),
+        deleting: true,
+        due: ago.map(|ago| at(NOW - ago).0),
+        ..JobState::default()
+    }))
 }
 
 #[test]
