@@ -22,7 +22,7 @@ use crate::engine::outcome::{self, Known, Outcome};
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, state};
 use crate::lean::Lean;
-use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, names, reasons};
+use crate::resources::{MaterializedViewRefresh, RefreshClusterSpec, SecretRef, names, reasons};
 use crate::world::{self, WorldError};
 
 /// How long after its creation a refresh may lack the Secret that it names:
@@ -156,6 +156,9 @@ async fn manifest(
     if let Err(error) = world::may_bring_manifest(&spec.cluster, cluster, []) {
         return Ok(Some(refused(&error)));
     }
+    if let Some(wrong) = unnamable(secret) {
+        return Ok(Some(wrong));
+    }
     let found = ctx.secrets.get_opt(&secret.name).await?;
     let data = found.and_then(|secret| secret.data?.remove(names::MANIFEST_KEY));
     let message = match data {
@@ -187,6 +190,19 @@ async fn manifest(
         reason: reasons::MANIFEST_MISMATCH.to_string(),
         message,
     }))
+}
+
+/// What is wrong with a reference to what no Secret can be called, from before a
+/// rule forbade it: no request can be made of it, and so none that is answered.
+fn unnamable(secret: &SecretRef) -> Option<World> {
+    let message = format!(
+        "spec.manifestSecretRef.name is '{}', which no Secret can be called; refresh again with the right one",
+        secret.name
+    );
+    (!names::is_secret_name(&secret.name)).then(|| World::Refused {
+        reason: reasons::MANIFEST_MISMATCH.to_string(),
+        message,
+    })
 }
 
 /// While a refresh is young, its Secrets may be on their way.
@@ -486,6 +502,19 @@ mod tests {
             told_without_caller(Ok(None), Some(SHUT_FOR_GOOD), &denied()),
             OutcomeSeen::NotFound
         );
+    }
+
+    #[test]
+    fn what_no_secret_can_be_called_fails_a_refresh_and_is_not_asked_for() {
+        let named = |name: &str| unnamable(&SecretRef { name: name.into() });
+        assert_eq!(named("manifest.v1"), None);
+        for name in ["my secret", "100%"] {
+            let Some(World::Refused { reason, message }) = named(name) else {
+                panic!("'{name}' is asked for");
+            };
+            assert_eq!(reason, reasons::MANIFEST_MISMATCH);
+            assert!(message.contains(&format!("'{name}'")), "{message}");
+        }
     }
 
     #[test]

@@ -68,6 +68,8 @@ mod survivors;
 mod targets;
 
 #[cfg(test)]
+mod played;
+#[cfg(test)]
 mod refresh_model;
 #[cfg(test)]
 mod refresh_table;

@@ -42,6 +42,21 @@ pub enum PassError {
     Restless(String),
 }
 
+impl PassError {
+    /// Whether it is of this refresh alone, and not for the API server to be away
+    /// or busy: the same pass would break off again.
+    fn is_its_own(&self) -> bool {
+        match self {
+            PassError::Kube(kube::Error::Api(status)) => {
+                let passes = matches!(status.code, 401 | 408 | 409 | 429);
+                (400..500).contains(&status.code) && !passes
+            }
+            PassError::Kube(error) => matches!(error, kube::Error::BuildRequest(_)),
+            PassError::Restless(_) => true,
+        }
+    }
+}
+
 /// Takes a refresh that has not ended as far as it goes now; how long until
 /// the next pass, at most. Once it has ended, it is looked after elsewhere
 /// ([`super::ended`]).
@@ -107,7 +122,12 @@ async fn passed(
 /// Tells of a pass that broke off; how long to wait until the next.
 pub fn broke_off(refresh: &MaterializedViewRefresh, error: &PassError, ctx: &Context) -> Duration {
     ctx.metrics.errors.inc();
-    let pause = ctx.put_off(&refresh.uid().unwrap_or_default());
+    let uid = refresh.uid().unwrap_or_default();
+    let pause = ctx.put_off(&uid);
+    if error.is_its_own() && refresh.phase() == Phase::Queued {
+        // It may never come to ask for its turn.
+        ctx.places.steps_aside(&uid);
+    }
     tracing::warn!(job_id = refresh.name_any(), %error, ?pause, "a pass broke off");
     pause
 }

@@ -88,6 +88,11 @@ pub fn is_namespace(name: &str) -> bool {
     is_label(name, 63)
 }
 
+/// Whether a Secret can be called so.
+pub fn is_secret_name(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(|part| is_label(part, 253))
+}
+
 fn is_label(name: &str, most: usize) -> bool {
     let inner = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-';
     name.len() <= most
@@ -153,6 +158,29 @@ mod tests {
         assert!(format!("{job}-999-abcde").len() <= 63);
         assert!(manifest_secret(&refresh).len() <= 63);
         assert!(credential_secret(&refresh).len() <= 63);
+    }
+
+    #[test]
+    fn a_secrets_name_is_a_dns_subdomain() {
+        for name in ["s", "my-secret", "a.b-c.0", &"s".repeat(253)] {
+            assert!(is_secret_name(name), "{name}");
+        }
+        let long = "s".repeat(254);
+        for name in [
+            "",
+            "my secret",
+            "100%",
+            "a/b",
+            "../x",
+            "a..b",
+            ".a",
+            "A",
+            "-a",
+            "a?b",
+            &long,
+        ] {
+            assert!(!is_secret_name(name), "{name}");
+        }
     }
 
     #[test]

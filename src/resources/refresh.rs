@@ -124,6 +124,7 @@ pub struct MaterializedViewRefreshSpec {
     pub backoff_limit: Option<i32>,
     /// Secret in this namespace whose key `manifest` holds, as JSON, the Geneva manifest to use for this refresh in place of the one stored with the view. A Secret, because its environment variables may be tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message("spec.manifestSecretRef.name must be the name of a Secret: lower-case letters, digits, '-' and '.'"))]
     pub manifest_secret_ref: Option<SecretRef>,
     /// SHA-256 of that Geneva manifest's bytes in lower-case hex. A Secret with other content fails the refresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -295,6 +295,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::resources::names;
 
     fn sentences(spec: Value) -> Vec<String> {
         refresh(&json!({
@@ -391,6 +392,21 @@ mod tests {
             sentences(json!({"view": ["a/b"]})),
             [r"spec.view: a part of the view's path must not hold '/', '\' or control characters"]
         );
+    }
+
+    #[test]
+    fn a_reference_to_what_no_secret_can_be_called_is_refused_and_no_other() {
+        let sum = "0".repeat(64);
+        for name in ["my secret", "100%", "a/b", "a..b", "A", "s", "a.b-c.0"] {
+            let spec = json!({
+                "view": ["v"], "manifestSecretRef": {"name": name}, "manifestChecksum": sum,
+            });
+            let said = sentences(spec);
+            let refused = said
+                .iter()
+                .any(|sentence| sentence.starts_with("spec.manifestSecretRef.name must be"));
+            assert_eq!(refused, !names::is_secret_name(name), "{name}: {said:?}");
+        }
     }
 
     #[test]

@@ -83,6 +83,11 @@ async fn the_api_server_and_the_validator_refuse_with_the_same_sentence() {
             json!({"view": ["v"], "manifestSecretRef": {"name": "s"}}),
         ),
         (
+            "spec.manifestSecretRef.name must be",
+            "r",
+            json!({"view": ["v"], "manifestSecretRef": {"name": "my secret"}, "manifestChecksum": HASH}),
+        ),
+        (
             "spec.manifestChecksum must be",
             "r",
             json!({"view": ["v"], "manifestSecretRef": {"name": "s"}, "manifestChecksum": HASH.to_uppercase()}),
@@ -162,6 +167,7 @@ fn every_cel_rule_is_known_to_these_tests() {
         "spec.view: a part",
         "spec.cluster must be",
         "spec.manifestSecretRef and",
+        "spec.manifestSecretRef.name must be",
         "spec.manifestChecksum must be",
         "spec.defaultConcurrency must not",
         "spec.activeDeadlineSeconds must not",
