@@ -2,7 +2,7 @@
 //! little that is kept in memory between passes. None of that memory is
 //! needed to be right: it saves calls, and it dies with the process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -253,11 +253,17 @@ impl Context {
         })
     }
 
-    /// All clusters, each as it was last seen.
+    /// All clusters, each as it was last seen: also such as were asked for and
+    /// that the watch, which is late, does not show yet.
     pub(super) fn all_clusters(&self) -> Vec<Arc<RefreshCluster>> {
         let watched = self.known.clusters.state().into_iter();
         let newest = watched.map(|watched| self.cluster(&watched.name_any()).unwrap_or(watched));
-        newest.collect()
+        let mut all: Vec<_> = newest.collect();
+        let found = lock(&self.found);
+        let found = found.values().filter_map(|found| found.cluster.clone());
+        let watched: HashSet<String> = all.iter().map(|watched| watched.name_any()).collect();
+        all.extend(found.filter(|found| !watched.contains(&found.name_any())));
+        all
     }
 
     /// Has [`Context::cluster`] know what the API server says of a cluster, by
@@ -287,6 +293,11 @@ impl Context {
         lock(&self.found).insert(name.to_string(), Found { began, cluster });
         *asked = Some(began);
         Ok(())
+    }
+
+    /// Forgets what was said of a cluster that has gone.
+    pub(super) fn forget_cluster(&self, name: &str) {
+        lock(&self.found).remove(name);
     }
 
     /// How long to put a refresh off: twice as long each time in a row.

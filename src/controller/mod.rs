@@ -241,10 +241,11 @@ async fn run(
     let cluster_events = watch::<RefreshCluster>(&client, &namespace, Default::default())
         .reflect(cluster_writer)
         .inspect_ok({
-            let (places, targets) = (places.clone(), targets.clone());
+            let (places, ctx) = (places.clone(), ctx.clone());
             move |event| {
                 if let Event::Delete(cluster) = event {
-                    targets.forget(&cluster.name_any());
+                    ctx.targets.forget(&cluster.name_any());
+                    ctx.forget_cluster(&cluster.name_any());
                 }
                 // A higher ceiling lets others in.
                 places.changed();
@@ -282,11 +283,11 @@ async fn run(
         move |refresh| reconcile::reconcile(refresh, ctx.clone())
     });
     let waking = {
-        let gates = clusters.clone();
+        let ctx = ctx.clone();
         // Nobody listens any more if the controller has gone.
         let tell = move |refresh| drop(wake.send(refresh));
         async move {
-            let gates = || admission::gates(gates.state(), &targets);
+            let gates = || admission::gates(ctx.all_clusters(), &ctx.targets);
             places.wake(gates, tell).await;
         }
     };

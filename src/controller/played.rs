@@ -12,6 +12,7 @@ use kube::runtime::reflector;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::admission;
 use super::context::{Context, Known};
 use super::election::Leadership;
 use super::metrics::ControllerMetrics;
@@ -172,4 +173,33 @@ async fn one_that_can_never_be_looked_at_holds_up_nobody_and_one_that_meets_an_o
         let is_behind = asked.answer() != Some(Turn::Now);
         assert_eq!(is_behind, keeps_place, "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_cluster_lets_no_more_through_than_it_may_though_the_watch_does_not_show_it_yet() {
+    let ctx = context(|_, path| {
+        let cluster = json!({
+            "apiVersion": "relance.dev/v1alpha1",
+            "kind": "RefreshCluster",
+            "metadata": {"name": "default", "namespace": "ns", "resourceVersion": "7"},
+            "spec": {"maxActiveRefreshes": 1},
+        });
+        path.ends_with("/refreshclusters/default")
+            .then_some((200, cluster))
+    });
+    let since = std::time::Instant::now();
+    let mut turns = Vec::new();
+    for (name, uri) in [("a", "mem://v"), ("b", "mem://w")] {
+        let waits = json!({"phase": "Queued", "viewUri": uri});
+        let waits = refresh(name, 1, waits);
+        ctx.ask_for_cluster("default", since).await.unwrap();
+        turns.push(admission::turn(&ctx, &waits, None).await.unwrap());
+    }
+    assert_eq!(turns[0].0, Turn::Now);
+    let Turn::Behind(why) = &turns[1].0 else {
+        panic!("two through a cluster of one");
+    };
+    assert!(why.contains("at its limit of 1"), "{why}");
+    let gates = admission::gates(ctx.all_clusters(), &ctx.targets);
+    assert_eq!(gates.len(), 1, "who is woken is to be told the same");
 }
