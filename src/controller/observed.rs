@@ -49,6 +49,8 @@ pub struct Observed {
     pub credential: Option<CredentialSeen>,
     /// How far the Job is, if it is time to ask.
     pub progress: Option<ProgressSeen>,
+    /// Whether the Job has no pod, and nobody could be asked why in this pass.
+    pub unexplained: bool,
 }
 
 /// A refresh's view and cluster.

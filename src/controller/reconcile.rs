@@ -13,9 +13,10 @@ use super::caller;
 use super::context::Context;
 use super::look;
 use super::places::Asked;
+use super::progress::Sampled;
 use super::refresh::{
-    Action, CannotAsk, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, ProgressSeen,
-    Step, World, Write, decide, is_held,
+    Action, CannotAsk, JobSeen, LOOK_AGAIN, LaunchRefused, Look, Observed, Pause, Step, World,
+    Write, decide, is_held,
 };
 use super::targets::Reach;
 use super::{admission, apply, progress};
@@ -189,6 +190,7 @@ impl<'a> Pass<'a> {
                 refused: None,
                 credential: None,
                 progress: None,
+                unexplained: false,
                 refresh,
             },
             cluster,
@@ -313,17 +315,18 @@ impl<'a> Pass<'a> {
                 self.seen.outcome = Some(look::outcome(ctx, &self.seen.refresh).await);
             }
             Look::Progress => {
-                let (progress, stuck) = match self.target(ctx).await? {
+                let sampled = match self.target(ctx).await? {
                     Ok(target) => progress::progress(ctx, &target, &self.seen).await,
-                    Err(_) => (ProgressSeen::Nothing, None),
+                    Err(_) => Sampled::default(),
                 };
                 let seen = &mut self.seen;
                 if let Some(JobSeen::Ours(job)) = &mut seen.job
                     && job.stuck.is_none()
                 {
-                    job.stuck = stuck;
+                    job.stuck = sampled.stuck;
                 }
-                seen.progress = Some(progress);
+                seen.unexplained = sampled.unexplained;
+                seen.progress = Some(sampled.progress);
             }
         }
         Ok(())

@@ -92,11 +92,12 @@ pub fn vanished(seen: &Observed) -> Status {
 
 /// Its Job runs; how far it is, or why it does not move.
 pub fn running(seen: &Observed, job: &JobState, progress: &ProgressSeen) -> Status {
-    let message = match &job.stuck {
-        Some(why) => why.clone(),
-        None => format!("Running in Job {}", seen.job_name),
+    let mut status = match &job.stuck {
+        Some(why) => said(seen, why),
+        // What was said of that before still holds.
+        None if seen.unexplained => observed(seen),
+        None => said(seen, &format!("Running in Job {}", seen.job_name)),
     };
-    let mut status = said(seen, &message);
     if let ProgressSeen::At(progress) = progress {
         // One worker knows less than another of the same plan, a new one
         // least. Where they have planned anew, it counts anew.

@@ -70,6 +70,7 @@ impl Model {
             refused: None,
             credential: None,
             progress: None,
+            unexplained: false,
         };
         self.operators[at].pass = Some(Pass { of, version, seen });
     }

@@ -164,6 +164,24 @@ fn why_a_job_does_not_move_is_its_message() {
 }
 
 #[test]
+fn why_a_job_has_no_pod_stays_its_message_until_that_is_asked_again() {
+    let mut seen = started(Some(UID), 5);
+    let why = "The worker pod is not allowed now: exceeded quota";
+    seen.refresh.status.as_mut().unwrap().message = Some(why.into());
+    seen.job = job(None);
+    seen.outcome = Some(OutcomeSeen::NotFound);
+    for progress in [ProgressSeen::Nothing, ProgressSeen::Silent] {
+        seen.progress = Some(progress);
+        seen.unexplained = true;
+        assert_eq!(decide(&seen), Action::Wait(Pause::ForProgress));
+        // Asked, and nothing said; or its pod is there.
+        seen.unexplained = false;
+        let message = written(decide(&seen)).0.message.unwrap();
+        assert!(message.starts_with("Running in Job"), "{message}");
+    }
+}
+
+#[test]
 fn a_job_that_ended_well_succeeds_by_its_commit_and_not_by_its_word() {
     let mut said = outcome();
     said.rows_written = 999;

@@ -55,6 +55,7 @@ fn seen(phase: Option<Phase>) -> Observed {
         refused: None,
         credential: None,
         progress: None,
+        unexplained: false,
     }
 }
 
