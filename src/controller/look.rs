@@ -230,13 +230,14 @@ pub async fn reach(ctx: &Context, refresh: &MaterializedViewRefresh) -> Result<R
 
 /// A refresh's Job, with its pods as a watch showed them. The Job itself is
 /// asked of the API server, but for one that is known to be made and that its
-/// watch shows: what is under way is looked at often.
-pub async fn job(target: &Target, seen: &Observed) -> Result<JobSeen, TargetError> {
+/// watch shows: what is under way is looked at often. A watch may be behind what
+/// this pass `changed` itself.
+pub async fn job(target: &Target, seen: &Observed, changed: bool) -> Result<JobSeen, TargetError> {
     let (refresh, name) = (&seen.refresh, &seen.job_name);
     let status = refresh.status.as_ref();
     let made = status.and_then(|status| status.job.as_ref()?.uid.clone());
     let known = target.known_job(name);
-    let known = known.filter(|job| made.is_some() && job.uid() == made);
+    let known = known.filter(|job| !changed && made.is_some() && job.uid() == made);
     let found = match known {
         Some(known) => known,
         None => match target.ask(target.jobs.get_opt(name)).await? {

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::http::{Request, Response};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use kube::client::Body;
 use kube::runtime::events::Reporter;
@@ -12,7 +16,6 @@ use kube::runtime::reflector;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::admission;
 use super::context::{Context, Known};
 use super::election::Leadership;
 use super::metrics::ControllerMetrics;
@@ -21,9 +24,11 @@ use super::queue::Place;
 use super::reconcile::{PassError, broke_off};
 use super::refresh::*;
 use super::targets::Targets;
+use super::{admission, reconcile};
 use crate::catalog::{SharedCatalog, Source};
+use crate::launch;
 use crate::launch::job::Home;
-use crate::resources::MaterializedViewRefresh;
+use crate::resources::{MaterializedViewRefresh, names};
 use crate::telemetry::Metrics;
 
 /// What an API server answers: a code, and an object or the reason of a failure.
@@ -36,25 +41,16 @@ fn context(
     answer: impl Fn(&str, &str) -> Option<Answer> + Clone + Send + Sync + 'static,
 ) -> Context {
     let client = client(answer);
-    let source = Source {
-        uri: "dir:///nowhere".into(),
-        ..Source::default()
-    };
+    let source = home().catalog;
     let metrics = Metrics::default();
     let (refreshes, _) = reflector::store();
     let (clusters, _) = reflector::store();
     let (touch, _) = mpsc::unbounded_channel();
     let targets = Targets::new(client.clone(), Leadership::default(), "ns", "home", touch);
-    let home = Home {
-        id: "home".into(),
-        image: "relance".into(),
-        catalog: source.clone(),
-        environment: Vec::new(),
-    };
     Context::new(
         client,
         "ns",
-        home,
+        home(),
         SharedCatalog::new(source, &metrics),
         Known {
             refreshes,
@@ -68,6 +64,18 @@ fn context(
         },
         ControllerMetrics::new(&metrics),
     )
+}
+
+fn home() -> Home {
+    Home {
+        id: "home".into(),
+        image: "relance".into(),
+        catalog: Source {
+            uri: "dir:///nowhere".into(),
+            ..Source::default()
+        },
+        environment: Vec::new(),
+    }
 }
 
 fn client(answer: impl Fn(&str, &str) -> Option<Answer> + Clone + Send + Sync + 'static) -> Client {
@@ -202,4 +210,102 @@ async fn a_cluster_lets_no_more_through_than_it_may_though_the_watch_does_not_sh
     assert!(why.contains("at its limit of 1"), "{why}");
     let gates = admission::gates(ctx.all_clusters(), &ctx.targets);
     assert_eq!(gates.len(), 1, "who is woken is to be told the same");
+}
+
+#[tokio::test]
+async fn a_job_is_deleted_once_in_a_pass_though_the_watch_does_not_show_it_yet() {
+    let stopped = started(json!({"view": ["v"], "suspend": true}));
+    let deletes = Arc::new(AtomicUsize::new(0));
+    let ctx = context({
+        let (deletes, stopped) = (deletes.clone(), stopped.clone());
+        move |method, path| {
+            let mut job = job(&stopped, 60);
+            if path.ends_with("/jobs") {
+                return Some((200, list(&[job])));
+            }
+            if path.contains("/materializedviewrefreshes/") {
+                // It takes each status.
+                let mut said = serde_json::to_value(&stopped).unwrap();
+                let message = format!("Job {} is being deleted", job_name(&stopped));
+                said["status"]["message"] = json!(message);
+                return Some((200, said));
+            }
+            let is_it = path.contains("/jobs/");
+            if is_it && method == "DELETE" {
+                deletes.fetch_add(1, Ordering::Relaxed);
+            }
+            job["metadata"]["deletionTimestamp"] = json!(Timestamp::now());
+            is_it.then_some((200, job))
+        }
+    });
+    let ctx = Arc::new(ctx);
+    ctx.targets.home().listed().await;
+    let passed = reconcile::pass(Arc::new(stopped), &ctx).await;
+    assert!(passed.is_ok(), "{passed:?}");
+    assert_eq!(deletes.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn what_outlives_a_job_that_is_gone_is_waited_for_after_the_deadline_too() {
+    let mut overdue = started(json!({"view": ["v"]}));
+    let deadline = Time(Timestamp::now() - SignedDuration::from_secs(600));
+    overdue.status.as_mut().unwrap().deadline_time = Some(deadline);
+    let ctx = context({
+        let overdue = overdue.clone();
+        move |_, path| {
+            if path.ends_with("/pods") {
+                let owner = json!({
+                    "apiVersion": "batch/v1", "kind": "Job", "name": "r-0", "uid": "job",
+                });
+                let pod = json!({
+                    "apiVersion": "v1", "kind": "Pod",
+                    "metadata": {"name": "p", "namespace": "ns", "ownerReferences": [owner]},
+                    "status": {"phase": "Running"},
+                });
+                return Some((200, list(&[pod])));
+            }
+            let mut said = serde_json::to_value(&overdue).unwrap();
+            let message = format!("Job {} is being deleted", job_name(&overdue));
+            said["status"]["message"] = json!(message);
+            path.contains("/materializedviewrefreshes/")
+                .then_some((200, said))
+        }
+    });
+    let ctx = Arc::new(ctx);
+    ctx.targets.home().listed().await;
+    let passed = reconcile::pass(Arc::new(overdue), &ctx).await;
+    assert_eq!(passed.unwrap(), Some(Duration::from_secs(5)));
+}
+
+/// A refresh that runs in the Job `job`.
+fn started(spec: Value) -> MaterializedViewRefresh {
+    let status = json!({
+        "phase": "Running", "viewUri": "mem://v", "startTime": Timestamp::now(),
+        "job": {"name": "r-0", "namespace": "ns", "cluster": "default", "uid": "job"},
+    });
+    let mut started = refresh("r", 1, status);
+    started.spec = serde_json::from_value(spec).unwrap();
+    let (annotation, value) = names::RESTORE_STATUS;
+    let annotations = started.metadata.annotations.get_or_insert_default();
+    annotations.insert(annotation.into(), value.into());
+    started
+}
+
+fn job_name(of: &MaterializedViewRefresh) -> String {
+    launch::job::name(of, &home())
+}
+
+/// Its Job, made so many seconds ago.
+fn job(of: &MaterializedViewRefresh, ago: i64) -> Value {
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job",
+        "metadata": {
+            "name": job_name(of), "namespace": "ns", "uid": "job",
+            "resourceVersion": "1",
+            "creationTimestamp": Timestamp::now() - SignedDuration::from_secs(ago),
+            "labels": {
+                names::REFRESH_LABEL: of.metadata.name, names::REFRESH_UID_LABEL: of.metadata.uid,
+            },
+        },
+    })
 }

@@ -146,6 +146,8 @@ struct Pass<'a> {
     turn: Option<Asked<'a>>,
     /// Where the view was that the turn was asked for.
     turn_at: Option<String>,
+    /// It has deleted a Job.
+    has_deleted: bool,
     since: SystemTime,
     began: Instant,
 }
@@ -196,6 +198,7 @@ impl<'a> Pass<'a> {
             cluster,
             turn: None,
             turn_at: None,
+            has_deleted: false,
             since: SystemTime::now(),
             began: Instant::now(),
         }))
@@ -466,7 +469,7 @@ impl<'a> Pass<'a> {
     }
 
     async fn look_at_job(&self, target: &Target) -> Result<JobSeen, PassError> {
-        let job = look::job(target, &self.seen).await;
+        let job = look::job(target, &self.seen, self.has_deleted).await;
         Ok(match job {
             Ok(job) => job,
             Err(error) => look::out_of_sight(target, error)?,
@@ -580,6 +583,7 @@ impl<'a> Pass<'a> {
             resource_version: None,
         });
         let name = &self.seen.job_name;
+        self.has_deleted = true;
         match target.ask(target.jobs.delete(name, &params)).await {
             Ok(_) => {}
             Err(error) if matches!(error.code(), Some(404 | 409)) => {}
