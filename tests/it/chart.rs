@@ -96,8 +96,11 @@ fn the_chart_says_what_it_needs_and_what_it_does_not_know() {
     assert!(!ok && said.contains("catalog"), "{said}");
     let deleting = "resources: [secrets]\n    verbs: [get, delete]";
     let headers = "catalogHeaders.x-database=sales";
-    let (ok, said) = with(&["image=x", "catalog=https://h/p", headers]);
+    let (ok, said) = with(&["image=x", "catalog=dir:///t"]);
     assert!(ok && !said.contains(deleting), "{said}");
+    let (ok, said) = with(&["image=x", "catalog=https://h/p", headers]);
+    // Credentials may have been forwarded before, and are to go.
+    assert!(ok && said.matches(deleting).count() == 1, "{said}");
     assert!(
         said.contains(r#"RELANCE_CATALOG_HEADERS, value: "x-database=sales""#),
         "{said}"
