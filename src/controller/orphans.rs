@@ -1,7 +1,11 @@
-//! Jobs in other clusters that no refresh speaks of any more: their refresh was
-//! deleted while its cluster could not be reached, or a create landed after all
-//! was over. In this cluster an ownerReference sees to it; there nobody does
-//! before the Job's own deadline, so now and then the operator looks.
+//! Jobs that no refresh speaks of any more: their refresh was deleted while its
+//! cluster could not be reached, or a create landed after all was over. In this
+//! cluster an ownerReference sees to it; in others nobody does before the Job's
+//! own deadline, so now and then the operator looks.
+//!
+//! It looks here too for those that work, or wait to: a refresh that was deleted
+//! with `--cascade=orphan` leaves its Job without an owner, and its view is busy
+//! with that, for ever if something holds it.
 //!
 //! Only Jobs of this home are looked at, by their label: another home's in the
 //! same cluster are that home's.
@@ -45,13 +49,19 @@ const PAGE: u32 = 500;
 pub async fn run(ctx: &Context) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        ctx.lasting.begin(Instant::now());
-        for target in ctx.targets.connected() {
-            if target.silent().is_none()
-                && let Err(error) = sweep(ctx, &target).await
-            {
-                tracing::debug!(%error, "orphans cannot be looked for");
-            }
+        sweep_all(ctx).await;
+    }
+}
+
+/// Looks at the Jobs of all targets that answer.
+pub(super) async fn sweep_all(ctx: &Context) {
+    ctx.lasting.begin(Instant::now());
+    let others = ctx.targets.connected().into_iter();
+    for target in others.chain([ctx.targets.home().clone()]) {
+        if target.silent().is_none()
+            && let Err(error) = sweep(ctx, &target).await
+        {
+            tracing::debug!(%error, "orphans cannot be looked for");
         }
     }
 }
@@ -103,7 +113,11 @@ async fn sweep(ctx: &Context, target: &Target) -> Result<(), kube::Error> {
     let known = target.known_jobs.state();
     let watched = |found: &&Arc<Job>| is_watched(ctx, found);
     let known = known.iter().filter(|found| !watched(found));
-    let (ended, running) = to_ask_for(known, &ctx.lasting, now);
+    let (mut ended, running) = to_ask_for(known, &ctx.lasting, now);
+    if !target.is_remote() {
+        // They stand in nobody's way, and go with their owner or in a day.
+        ended.clear();
+    }
     for found in running {
         // The API server is asked before one is taken for an orphan.
         let refresh = match refresh_of(found) {

@@ -24,7 +24,7 @@ use super::queue::Place;
 use super::reconcile::{PassError, broke_off};
 use super::refresh::*;
 use super::targets::Targets;
-use super::{admission, reconcile};
+use super::{admission, orphans, reconcile};
 use crate::catalog::{SharedCatalog, Source};
 use crate::launch;
 use crate::launch::job::Home;
@@ -308,4 +308,43 @@ fn job(of: &MaterializedViewRefresh, ago: i64) -> Value {
             },
         },
     })
+}
+
+#[tokio::test]
+async fn a_job_here_whose_refresh_left_it_without_an_owner_is_swept_up_unless_it_has_ended() {
+    let kept = started(json!({"view": ["v"]}));
+    for (is_gone, has_ended, deleted) in [
+        (true, false, 1),
+        (true, true, 0),
+        // No watch shows it yet.
+        (false, false, 0),
+    ] {
+        let deletes = Arc::new(AtomicUsize::new(0));
+        let ctx = context({
+            let (deletes, kept) = (deletes.clone(), kept.clone());
+            move |method, path| {
+                let mut job = job(&kept, 60);
+                if has_ended {
+                    let failed = json!([{"type": "Failed", "status": "True"}]);
+                    job["status"] = json!({"conditions": failed});
+                }
+                if path.ends_with("/jobs") {
+                    return Some((200, list(&[job])));
+                }
+                if method == "DELETE" {
+                    deletes.fetch_add(1, Ordering::Relaxed);
+                    return Some((200, job));
+                }
+                let is_asked = path.ends_with("/materializedviewrefreshes/r") && !is_gone;
+                is_asked.then(|| (200, serde_json::to_value(&kept).unwrap()))
+            }
+        });
+        ctx.targets.home().listed().await;
+        orphans::sweep_all(&ctx).await;
+        assert_eq!(
+            deletes.load(Ordering::Relaxed),
+            deleted,
+            "{is_gone} {has_ended}"
+        );
+    }
 }
