@@ -46,9 +46,9 @@ pub struct Piece {
     pub slice: Option<Range<u64>>,
     /// How many physical rows it has.
     pub rows: u64,
-    /// Whether a compaction would begin to put fragments together here, or leaves
-    /// the one before alone: a unit on both sides of that would be joined with the
-    /// next one, and that with its next, to a claim without end.
+    /// Whether a compaction would begin here to put fragments together, or leaves
+    /// this or the one before alone. A unit of parts of what is on both sides of that
+    /// would be joined with the next one, and that with its next, to a claim without end.
     pub begins: bool,
     /// What the view reads of it.
     pub fingerprint: Fingerprint,
@@ -79,7 +79,9 @@ pub async fn pieces(
         .try_collect()
         .await?;
     let most = source.manifest().config.get(COMPACTED_ROWS_KEY);
-    let most = most.and_then(|rows| rows.parse().ok());
+    let most = most
+        .and_then(|rows| rows.parse().ok())
+        .filter(|most| *most > 0);
     let mut compacted = Compacted::to(most.unwrap_or(COMPACTED_ROWS));
     let mut found = Vec::with_capacity(fragments.len());
     for (at, fragment) in fragments.iter().enumerate() {
@@ -176,25 +178,62 @@ fn equal(rows: u64, count: u64) -> Vec<Range<u64>> {
 }
 
 /// Groups what has to be computed into units: positions of pieces, each unit a
-/// run of `missing` neighbours of at most `target` rows that a compaction may put
-/// together, or one larger piece. Standing claims are matched before, so that a small append never
-/// cuts again what an earlier refresh has cut.
+/// run of `missing` neighbours of at most `target` rows, or one larger piece. A unit
+/// is of one group of those that a compaction puts together, or of several whole
+/// ones; a large group is cut evenly, so that no small rest of it is left. Standing
+/// claims are matched before, so that a small append never cuts again what an
+/// earlier refresh has cut.
 pub fn cut(pieces: &[Piece], missing: &[usize], target: u64) -> Vec<Vec<usize>> {
+    let rows = |at: &usize| pieces.get(*at).map_or(0, |piece| piece.rows);
+    let begins = |at: usize| at == 0 || pieces.get(at).is_none_or(|piece| piece.begins);
     let mut units: Vec<Vec<usize>> = Vec::new();
-    let mut rows_in_last = 0u64;
-    for &at in missing {
-        let piece = pieces.get(at);
-        let rows = piece.map_or(0, |piece| piece.rows);
-        let begins = piece.is_some_and(|piece| piece.begins);
-        let follows = |unit: &[usize]| unit.last() == Some(&at.wrapping_sub(1)) && !begins;
+    // The rows of the last unit, if it is of whole groups.
+    let mut whole: Option<u64> = None;
+    for run in missing.chunk_by(|one, next| *next == one + 1 && !begins(*next)) {
+        let all: u64 = run.iter().map(rows).sum();
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            continue;
+        };
+        let is_whole = begins(*first) && begins(last + 1);
+        match (units.last_mut(), whole) {
+            (Some(unit), Some(before))
+                if is_whole
+                    && unit.last().map(|at| at + 1) == Some(*first)
+                    && before + all <= target =>
+            {
+                unit.extend(run);
+                whole = Some(before + all);
+            }
+            _ if all <= target => {
+                units.push(run.to_vec());
+                whole = is_whole.then_some(all);
+            }
+            _ => {
+                units.extend(evenly(run, rows, all, target));
+                whole = None;
+            }
+        }
+    }
+    units
+}
+
+/// Cuts a run of pieces, of `all` rows, into units of about as many each.
+fn evenly(run: &[usize], rows: impl Fn(&usize) -> u64, all: u64, target: u64) -> Vec<Vec<usize>> {
+    let parts = u128::from(all.div_ceil(target));
+    let mut units: Vec<Vec<usize>> = Vec::new();
+    let (mut start, mut rows_in_last, mut last) = (0, 0, None);
+    for at in run {
+        let rows = rows(at);
+        let part = u128::from(start + rows / 2) * parts / u128::from(all.max(1));
+        start += rows;
         match units.last_mut() {
-            Some(unit) if follows(unit) && rows_in_last + rows <= target => {
-                unit.push(at);
+            Some(unit) if last == Some(part) && rows_in_last + rows <= target => {
+                unit.push(*at);
                 rows_in_last += rows;
             }
             _ => {
-                units.push(vec![at]);
-                rows_in_last = rows;
+                units.push(vec![*at]);
+                (rows_in_last, last) = (rows, Some(part));
             }
         }
     }
@@ -361,6 +400,32 @@ mod tests {
         found[2].begins = true;
         let units = cut(&found, &[0, 1, 2, 3, 5], 99);
         assert_eq!(units, [vec![0, 1], vec![2, 3], vec![5]]);
+        // Whole ones may share a unit, as far as they fit.
+        found[4].begins = true;
+        let all = [0, 1, 2, 3, 4, 5];
+        assert_eq!(cut(&found, &all, 99), [all]);
+        assert_eq!(cut(&found, &all, 59), [vec![0, 1, 2, 3], vec![4, 5]]);
+        let units = cut(&found, &all[1..], 99);
+        assert_eq!(units, [vec![1], vec![2, 3, 4, 5]]);
+    }
+
+    #[test]
+    fn a_group_of_more_than_a_unit_leaves_no_small_rest() {
+        let mut found = pieces(&[10_000; 210]);
+        (found[0].begins, found[105].begins) = (true, true);
+        let all: Vec<usize> = (0..210).collect();
+        let units = cut(&found, &all, TARGET_ROWS);
+        let rows: Vec<usize> = units.iter().map(|unit| unit.len() * 10_000).collect();
+        assert_eq!(rows.len(), 18);
+        assert!(
+            rows.iter().all(|rows| (110_000..=120_000).contains(rows)),
+            "{rows:?}"
+        );
+        assert!(units.iter().any(|unit| unit.first() == Some(&105)));
+        assert_eq!(units.concat(), all);
+        // None has more than it may, whatever it takes.
+        let units = cut(&pieces(&[100_000; 11]), &all[..11], TARGET_ROWS);
+        assert_eq!(units.len(), 11);
     }
 
     #[test]
