@@ -130,8 +130,8 @@ async fn load(
     Ok(futures::stream::iter(batches.into_iter().map(Ok)).boxed())
 }
 
-/// The states of a part that compactions have joined of many, one object after
-/// the other.
+/// The states of a part that compactions have joined of many objects: all at once
+/// where they are small, else one after the other.
 async fn joined(
     objects: Objects,
     bench: Workbench,
@@ -152,7 +152,16 @@ async fn joined(
         tracing::info!("some partial aggregates are not there; computing their part again");
         return Ok(bench.states(&part.extent).await?.boxed());
     }
-    let read = futures::stream::iter(part.paths).then(move |path| {
+    let bytes = sizes.iter().flatten().sum::<u64>();
+    // As they are stored, they are a fourth or so of what they come to.
+    let most = LARGEST as u64;
+    if bytes <= most {
+        let batches = held(objects, bench, part, schema).await?;
+        return Ok(futures::stream::iter(batches.into_iter().map(Ok)).boxed());
+    }
+    let largest = sizes.iter().flatten().max().copied().unwrap_or_default();
+    let at_a_time = usize::try_from(most / largest.max(1)).unwrap_or(READS);
+    let read = futures::stream::iter(part.paths).map(move |path| {
         let (objects, schema) = (objects.clone(), schema.clone());
         async move {
             let bytes = objects.read(&path).await.map_err(external)?;
@@ -168,6 +177,7 @@ async fn joined(
             }))
         }
     });
+    let read = read.buffered(at_a_time.clamp(1, READS));
     Ok(read.try_flatten().boxed())
 }
 
