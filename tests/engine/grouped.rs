@@ -347,7 +347,7 @@ fn texts(ids: std::ops::Range<u64>) -> RecordBatch {
     let mixed = |id: u64| (id + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let part = |id: u64, n: u64| mixed(mixed(id) ^ n) ^ (mixed(id + n) >> 31);
     let text = |id| {
-        (0..4)
+        (0..32)
             .map(|n| format!("{:016x}", part(id, n)))
             .collect::<String>()
     };
@@ -357,7 +357,7 @@ fn texts(ids: std::ops::Range<u64>) -> RecordBatch {
 
 #[tokio::test]
 async fn a_part_of_objects_that_are_large_together_is_merged_from_one_after_the_other() {
-    const ROWS: u64 = 80_000;
+    const ROWS: u64 = 8_000;
     let db = Db::new(true);
     db.write(texts(0..ROWS), WriteMode::Create, 1 << 20).await;
     let sql = "SELECT text, count(*) AS n FROM src GROUP BY text";
@@ -374,7 +374,8 @@ async fn a_part_of_objects_that_are_large_together_is_merged_from_one_after_the_
     db.refresh("v").await.unwrap();
     let objects = objects(&db, "v");
     let size = |path: &PathBuf| std::fs::metadata(path).unwrap().len();
-    assert!(objects.iter().map(size).sum::<u64>() > 16 << 20);
+    let sizes: Vec<u64> = objects.iter().map(size).collect();
+    assert!(sizes.iter().sum::<u64>() > 16 << 20, "{sizes:?}");
     let groups = async |n: u64| {
         db.write(texts(n..n + 5), WriteMode::Append, 100).await;
         let done = db.refresh("v").await?;
