@@ -91,6 +91,9 @@ pub async fn compute(
         if let Some(claim) = staged.get(id) {
             share.done(task, None, Instant::now());
             count(&mut now, claim, is_unit(task));
+        } else if work.standing_units.contains(&task) {
+            share.done(task, None, Instant::now());
+            now.units_done += 1;
         }
     }
     progress.send_replace(now);

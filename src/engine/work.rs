@@ -48,6 +48,8 @@ pub struct Work {
     pub inputs: Inputs,
     /// What groups are merged from, once they are computed in parts.
     pub parts: Option<Parts>,
+    /// Which of the plan's units others have committed since it was fixed.
+    pub standing_units: HashSet<usize>,
     /// How that is cut.
     pieces: Pieces,
     /// How many of the source's fragments are read; `None` for all.
@@ -208,6 +210,7 @@ impl Work {
             view,
             bench,
             parts: None,
+            standing_units: HashSet::new(),
             pieces: cut,
             prefix: None,
             inputs,

@@ -283,6 +283,15 @@ async fn what_a_failed_refresh_has_left_costs_those_nothing_that_find_the_view_r
         tried.refresh("v").await.unwrap();
         let claims = std::fs::read_dir(&folder).map_or(0, |claims| claims.count());
         assert_eq!(claims, 0, "what was taken over is of no use any more");
+        // Nor is it computed again by the one that had staged it.
+        let again = tried.copied();
+        let files = || {
+            let data = format!("{}/data", again.path("v"));
+            std::fs::read_dir(data).unwrap().count()
+        };
+        let before = files();
+        let done = again.refresh_as(failed.clone()).await.unwrap();
+        assert_eq!((done.mode, files()), (Mode::NoOp, before));
         let mut view = tried.open("v").await;
         for n in 0..60 {
             let n = n.to_string();

@@ -108,6 +108,9 @@ impl Run<'_> {
                 .flat_map(|l| &l.claims);
             work.narrow(claims.chain(self.staged.values())).await;
         }
+        let is_resumed = fixed
+            .as_ref()
+            .is_some_and(|plan| plan.view_version < work.plan.view_version);
         let mut fixed = fixed;
         let mut nothing = false;
         if fixed.is_none() {
@@ -166,6 +169,15 @@ impl Run<'_> {
                 return Ok(Planned::Outdated);
             }
             work.plan = plan;
+        }
+        if is_resumed && !work.inputs.whole {
+            // What others have committed since is not to be computed again.
+            let judged = self.judge(&work, &table, &mut ledgers).await?;
+            let missing: HashSet<usize> = judged.now.missing.into_iter().collect();
+            let units = work.plan.units.iter().enumerate();
+            let stands = |unit: &[usize]| !unit.iter().any(|at| missing.contains(at));
+            let standing = units.filter(|(_, unit)| stands(unit)).map(|(at, _)| at);
+            work.standing_units = standing.collect();
         }
         self.since = self.since.map(|since| since.min(work.plan.view_version));
         self.settled = ledgers.settled().map(str::to_string);
