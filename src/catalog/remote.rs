@@ -220,17 +220,19 @@ impl RemoteNamespace {
             (_, Some(ErrorCode::NamespaceNotFound)) => {
                 NamespaceError::NamespaceNotFound { message }
             }
-            (StatusCode::BAD_REQUEST, _) | (_, Some(ErrorCode::InvalidInput)) => {
+            (StatusCode::BAD_REQUEST, Some(_)) | (_, Some(ErrorCode::InvalidInput)) => {
                 NamespaceError::InvalidInput { message }
             }
             (StatusCode::NOT_ACCEPTABLE | StatusCode::NOT_IMPLEMENTED, _) => {
                 NamespaceError::Unsupported { message }
             }
-            (StatusCode::NOT_FOUND, None) => NamespaceError::ServiceUnavailable {
-                message: format!(
-                    "it answers {status}, and not as a Lance Namespace would; check the URL's path"
-                ),
-            },
+            (StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND, None) => {
+                NamespaceError::ServiceUnavailable {
+                    message: format!(
+                        "it answers {status}, and not as a Lance Namespace would; check the URL's path"
+                    ),
+                }
+            }
             _ => NamespaceError::ServiceUnavailable {
                 message: format!("it answers {status}: {message}"),
             },
