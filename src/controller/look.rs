@@ -248,11 +248,7 @@ pub async fn job(target: &Target, seen: &Observed, changed: bool) -> Result<JobS
                 let Some(uid) = made.filter(|_| is_last(seen)) else {
                     return Ok(JobSeen::Absent);
                 };
-                let pods = target.pods_of(&uid);
-                if state::of_survivors(&uid, pods.iter().map(AsRef::as_ref)).is_none() {
-                    return Ok(JobSeen::Absent);
-                }
-                // Nobody waits for what only a watch that is behind still shows.
+                // A watch may show too many, and one that has just begun none.
                 let pods = listed_pods(target, refresh).await?;
                 let survivors = state::of_survivors(&uid, &pods);
                 return Ok(survivors.map_or(JobSeen::Absent, JobSeen::Ours));
@@ -264,14 +260,14 @@ pub async fn job(target: &Target, seen: &Observed, changed: bool) -> Result<JobS
     }
     let uid = found.uid().unwrap_or_default();
     let pods = target.pods_of(&uid);
-    let mut seen = state::of(&found, pods.iter().map(AsRef::as_ref));
-    if seen.lacks_last_word() {
+    let mut state = state::of(&found, pods.iter().map(AsRef::as_ref));
+    if state.lacks_last_word() || state.is_lost(seen.now) {
         // The watch of pods may be behind, and their last word is the message,
-        // or all that is left of the result.
+        // or all that is left of the result; or they are at work still.
         let pods = listed_pods(target, refresh).await?;
-        seen = state::of(&found, &pods);
+        state = state::of(&found, &pods);
     }
-    Ok(JobSeen::Ours(seen))
+    Ok(JobSeen::Ours(state))
 }
 
 /// A refresh's pods, by the API server.
@@ -329,8 +325,15 @@ fn told(found: Result<Option<Outcome>, EngineError>) -> OutcomeSeen {
         Ok(None) | Err(EngineError::ViewNotFound { .. } | EngineError::NotAView { .. }) => {
             OutcomeSeen::NotFound
         }
-        Err(denied @ EngineError::CatalogDenied { .. }) => OutcomeSeen::Denied(denied.to_string()),
+        Err(error) if !error.retryable() => shut_for_good(&error),
         Err(error) => OutcomeSeen::Unavailable(error.to_string()),
+    }
+}
+
+fn shut_for_good(error: &EngineError) -> OutcomeSeen {
+    OutcomeSeen::Denied {
+        reason: error.reason(),
+        why: error.to_string(),
     }
 }
 
@@ -454,7 +457,7 @@ fn told_without_caller(
     match told(found) {
         OutcomeSeen::Unavailable(why) if shut.is_some_and(|shut| shut >= SHUT_FOR_GOOD) => {
             tracing::debug!(why, "nor does the view's history open to relance itself");
-            OutcomeSeen::Denied(denied.to_string())
+            shut_for_good(denied)
         }
         OutcomeSeen::Unavailable(why) => {
             OutcomeSeen::Unavailable(format!("{denied}; and to relance itself {why}"))
@@ -495,14 +498,22 @@ mod tests {
             };
             assert!(why.contains("expired") && why.ends_with("503"), "{why}");
         }
-        let OutcomeSeen::Denied(why) = told(Some(SHUT_FOR_GOOD)) else {
-            panic!("it is waited for ever");
-        };
-        assert_eq!(why, denied().to_string());
+        assert_eq!(told(Some(SHUT_FOR_GOOD)), shut_for_good(&denied()));
         assert_eq!(
             told_without_caller(Ok(None), Some(SHUT_FOR_GOOD), &denied()),
             OutcomeSeen::NotFound
         );
+    }
+
+    #[test]
+    fn a_history_that_no_wait_makes_readable_is_not_waited_for() {
+        let newer = EngineError::InvalidInput("the view cannot be used: please upgrade".into());
+        let expected = OutcomeSeen::Denied {
+            reason: "InvalidInput",
+            why: newer.to_string(),
+        };
+        assert_eq!(told(Err(newer)), expected);
+        assert!(matches!(told(away()), OutcomeSeen::Unavailable(_)));
     }
 
     #[test]

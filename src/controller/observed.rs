@@ -119,9 +119,14 @@ pub enum OutcomeSeen {
     NotFound,
     /// The history could not be read now, for what the sentence says.
     Unavailable(String),
-    /// The catalog does not take the caller's credential any more, and nothing
-    /// else opens the history: no wait mends that.
-    Denied(String),
+    /// No wait makes it readable: the catalog does not take the caller's credential
+    /// any more, say, and nothing else opens the history.
+    Denied {
+        /// What that is called ([`crate::engine::error::EngineError::reason`]).
+        reason: &'static str,
+        /// One sentence.
+        why: String,
+    },
 }
 
 /// Why a Job could not be created.

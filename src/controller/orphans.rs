@@ -25,7 +25,7 @@ use super::refresh::is_held;
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, state};
 use crate::lean::Lean;
-use crate::resources::{MaterializedViewRefresh, names};
+use crate::resources::{MaterializedViewRefresh, Phase, names};
 
 /// How often it is looked.
 const SWEEP: Duration = Duration::from_secs(15);
@@ -233,7 +233,13 @@ fn is_orphan(found: &Job, refresh: Option<&MaterializedViewRefresh>, now: Timest
     };
     let status = refresh.status.clone().unwrap_or_default();
     let runs = state::of(found, []).end.is_none();
-    let its_own = status.job.and_then(|job| job.uid) == found.uid();
+    // One that succeeded may have done so before its UID was written, by an operator
+    // that took over from one that died.
+    let succeeded = status.phase == Phase::Succeeded;
+    let its_own = status.job.is_some_and(|job| match job.uid {
+        Some(uid) => Some(uid) == found.uid(),
+        None => succeeded,
+    });
     runs && status.phase.is_terminal() && !is_held(refresh) && !its_own
 }
 
@@ -385,6 +391,14 @@ mod tests {
     fn the_job_of_a_refresh_that_runs_or_of_a_success_that_was_seen_early_is_none() {
         assert!(!orphan(&job(60), Some(&refresh("uid", "Running", "job"))));
         assert!(!orphan(&job(60), Some(&refresh("uid", "Succeeded", "job"))));
+        let unwritten = |phase| {
+            let mut refresh = refresh("uid", phase, "job");
+            let job = refresh.status.as_mut().and_then(|s| s.job.as_mut());
+            job.unwrap().uid = None;
+            refresh
+        };
+        assert!(!orphan(&job(60), Some(&unwritten("Succeeded"))));
+        assert!(orphan(&job(60), Some(&unwritten("Failed"))));
     }
 
     #[test]

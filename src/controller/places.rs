@@ -172,7 +172,8 @@ impl Places {
         let mut state = self.state();
         let known = state.noted.values().map(|noted| &noted.place);
         let known = known.filter(|place| !place.uri.is_empty());
-        let known = known.filter(|place| !state.aside.contains(&place.uid));
+        // One that has begun since is in its view's way again.
+        let known = known.filter(|place| place.running || !state.aside.contains(&place.uid));
         let known = known.chain(state.reserved.values());
         let hands = queue::hands(known, gates, &state.stalled);
         let turns = hands.into_iter().filter(|(_, hand)| *hand == Hand::Turn);

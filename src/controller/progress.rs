@@ -8,6 +8,7 @@ use kube::api::ListParams;
 use super::context::Context;
 use super::look::refresh_uid;
 use super::refresh::{JobSeen, Observed, ProgressSeen};
+use super::status::NOT_ALLOWED;
 use crate::launch::target::Target;
 use crate::launch::{progress, state};
 
@@ -118,7 +119,7 @@ async fn why_no_pod(target: &Target, job_uid: &str) -> Sampled {
         .max_by_key(|event| event.last_timestamp.as_ref().map(|time| time.0));
     let why = last.map(|event| event.message.unwrap_or_default());
     Sampled {
-        stuck: why.map(|why| format!("The worker pod is not allowed now: {why}")),
+        stuck: why.map(|why| format!("{NOT_ALLOWED}: {why}")),
         ..nothing
     }
 }

@@ -24,7 +24,6 @@ use k8s_openapi::jiff::SignedDuration;
 
 pub use super::observed::*;
 use super::status;
-use crate::engine::error::CATALOG_DENIED;
 use crate::engine::freshness::Current;
 use crate::engine::outcome::Outcome;
 use crate::resources::{
@@ -80,7 +79,7 @@ fn waiting(seen: &Observed) -> Action {
             // runs that would end the wait for another answer.
             Some(OutcomeSeen::Unavailable(_)) if is_unwanted(seen) => return cancel(seen),
             Some(OutcomeSeen::Unavailable(why)) => return unread(seen, why),
-            Some(OutcomeSeen::NotFound | OutcomeSeen::Denied(_)) => {}
+            Some(OutcomeSeen::NotFound | OutcomeSeen::Denied { .. }) => {}
         }
     }
     if is_unwanted(seen) {
@@ -172,7 +171,7 @@ fn resolve(seen: &Observed, otherwise: impl Fn(&Observed) -> Action) -> Action {
     match &seen.outcome {
         None => Action::Look(Look::Outcome),
         Some(OutcomeSeen::Found(outcome)) => succeed(seen, outcome),
-        Some(OutcomeSeen::NotFound | OutcomeSeen::Denied(_)) => otherwise(seen),
+        Some(OutcomeSeen::NotFound | OutcomeSeen::Denied { .. }) => otherwise(seen),
         // Nobody may wait for ever for a catalog that does not come back.
         Some(OutcomeSeen::Unavailable(_)) if seen.overdue(DEADLINE_MARGIN) => otherwise(seen),
         Some(OutcomeSeen::Unavailable(why)) => unread(seen, why),
@@ -189,7 +188,7 @@ fn unread(seen: &Observed, why: &str) -> Action {
 /// where its history says so.
 fn cancel(seen: &Observed) -> Action {
     match &seen.outcome {
-        Some(OutcomeSeen::Unavailable(why) | OutcomeSeen::Denied(why)) => {
+        Some(OutcomeSeen::Unavailable(why) | OutcomeSeen::Denied { why, .. }) => {
             end(status::cancelled_unread(seen, why))
         }
         _ => end(status::cancelled(seen)),
@@ -320,15 +319,15 @@ fn without_job(seen: &Observed) -> Action {
 
 /// Whether nothing that is made for its caller is let into the catalog any more.
 fn is_denied(seen: &Observed) -> bool {
-    matches!(seen.outcome, Some(OutcomeSeen::Denied(_)))
+    matches!(seen.outcome, Some(OutcomeSeen::Denied { .. }))
 }
 
 fn launch(seen: &Observed) -> Action {
-    if let Some(OutcomeSeen::Denied(why)) = &seen.outcome {
+    if let Some(OutcomeSeen::Denied { reason, why }) = &seen.outcome {
         return match &seen.job {
             // An operator that died may have created it.
             None => Action::Look(Look::Job),
-            Some(_) => end(status::failed(seen, CATALOG_DENIED, why)),
+            Some(_) => end(status::failed(seen, reason, why)),
         };
     }
     match &seen.refused {
@@ -360,7 +359,7 @@ fn with_job(seen: &Observed, job: &JobState) -> Action {
             (Some(OutcomeSeen::Unavailable(why)), None) if !seen.overdue(DEADLINE_MARGIN) => {
                 unread(seen, why)
             }
-            (Some(OutcomeSeen::Denied(why)), None) => {
+            (Some(OutcomeSeen::Denied { why, .. }), None) => {
                 let message = format!(
                     "the Job ended well, and what it did cannot be read: {why}; look at the view"
                 );

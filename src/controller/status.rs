@@ -90,12 +90,20 @@ pub fn vanished(seen: &Observed) -> Status {
     status
 }
 
+/// How a message begins that says why a Job has no pod.
+pub const NOT_ALLOWED: &str = "The worker pod is not allowed now";
+
+fn says_not_allowed(seen: &Observed) -> bool {
+    let said = seen.status().message;
+    said.is_some_and(|said| said.starts_with(NOT_ALLOWED))
+}
+
 /// Its Job runs; how far it is, or why it does not move.
 pub fn running(seen: &Observed, job: &JobState, progress: &ProgressSeen) -> Status {
     let mut status = match &job.stuck {
         Some(why) => said(seen, why),
         // What was said of that before still holds.
-        None if seen.unexplained => observed(seen),
+        None if seen.unexplained && says_not_allowed(seen) => observed(seen),
         None => said(seen, &format!("Running in Job {}", seen.job_name)),
     };
     if let ProgressSeen::At(progress) = progress {

@@ -117,7 +117,10 @@ fn job(end: Option<JobEnd>) -> Option<JobSeen> {
 }
 
 fn denied() -> Option<OutcomeSeen> {
-    Some(OutcomeSeen::Denied("the token has expired".into()))
+    Some(OutcomeSeen::Denied {
+        reason: CATALOG_DENIED,
+        why: "the token has expired".into(),
+    })
 }
 
 fn failed_job() -> Option<JobSeen> {
