@@ -65,11 +65,12 @@ pub const RESUMED: &str = "Resumed";
 pub const CLUSTER_READY: &str = "Ready";
 /// `Ready` is false on a RefreshCluster: its template makes no valid pod.
 pub const INVALID_TEMPLATE: &str = "InvalidTemplate";
-/// `Ready` is unknown on a RefreshCluster: its API server does not answer.
+/// `Ready` is unknown on a RefreshCluster: its API server does not answer, or does not take the
+/// kubeconfig's credentials any more.
 pub const CLUSTER_UNREACHABLE: &str = "Unreachable";
 
-/// `Ready` is false on a RefreshCluster: its API server does not take the kubeconfig's credentials,
-/// or does not allow them what relance needs.
+/// `Ready` is false on a RefreshCluster: its API server does not let the kubeconfig's user create
+/// Jobs. The other rights that relance needs there are not tried beforehand.
 pub const CLUSTER_FORBIDDEN: &str = "Forbidden";
 /// `Ready` is false on a RefreshCluster: the namespace of its Jobs is not there.
 pub const NAMESPACE_NOT_FOUND: &str = "NamespaceNotFound";

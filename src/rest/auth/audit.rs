@@ -52,6 +52,8 @@ impl Answered<'_> {
             429 => "limited",
             _ if self.open => "open",
             _ if note.0.get().is_some() => "allowed",
+            // Nobody is let in while who it is cannot be asked.
+            500..=599 => "undecided",
             _ => "public",
         }
     }
@@ -76,5 +78,41 @@ impl Answered<'_> {
             ms = (self.took.as_secs_f64() * 1000.0).round() as u64,
             "request"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_decided_is_told_also_where_nobody_could_be_asked() {
+        let answered = |status| Answered {
+            method: &Method::GET,
+            operation: "",
+            path: "/",
+            peer: None,
+            open: false,
+            status,
+            took: Duration::ZERO,
+        };
+        let nobody = Note::default();
+        let known = Note::default();
+        let user = User {
+            name: "etl".into(),
+            uid: None,
+            groups: Vec::new(),
+            extra: Default::default(),
+        };
+        known.known(Arc::new(user), "token");
+        for (status, note, decision) in [
+            (200, &known, "allowed"),
+            (503, &known, "allowed"),
+            (503, &nobody, "undecided"),
+            (404, &nobody, "public"),
+            (401, &nobody, "unauthenticated"),
+        ] {
+            assert_eq!(answered(status).decision(note), decision, "{status}");
+        }
     }
 }
