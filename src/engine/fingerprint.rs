@@ -116,6 +116,14 @@ fn width(data_type: &DataType) -> u64 {
     }
 }
 
+/// The column of `source` that a scan takes for `name`: where none is called just
+/// so, one that is but for the case of its letters.
+fn named<'a>(source: &'a Schema, name: &str) -> Option<&'a Field> {
+    let mut fields = source.fields.iter();
+    let exact = fields.clone().find(|field| field.name == name);
+    exact.or_else(|| fields.find(|field| field.name.eq_ignore_ascii_case(name)))
+}
+
 impl Reads {
     /// What a view of canonical `definition` reads: the top-level `columns` of
     /// `source`, and the row ids if `row_ids`. A column that the source does
@@ -134,7 +142,7 @@ impl Reads {
         let mut found = Vec::new();
         for name in columns {
             hasher.text(name);
-            match source.fields.iter().find(|f| &f.name == name) {
+            match named(source, name) {
                 Some(field) => {
                     let mut ids = Vec::new();
                     describe(field, &mut hasher, &mut ids);
@@ -144,7 +152,7 @@ impl Reads {
             }
         }
         let fields = found.iter().flatten().copied().collect();
-        let read = source.fields.iter().filter(|f| columns.contains(&f.name));
+        let read = columns.iter().filter_map(|name| named(source, name));
         Reads {
             definition: hasher.finish(),
             columns: found,
@@ -352,6 +360,21 @@ mod tests {
         let before = fragment(vec![file("one", &[0, 1])]);
         let rewritten = fragment(vec![file("one", &[-2, 1]), file("two", &[0])]);
         assert_ne!(reads.fragment(&before), reads.fragment(&rewritten));
+    }
+
+    #[test]
+    fn a_column_that_is_called_so_but_for_the_case_of_its_letters_is_read() {
+        let before = fragment(vec![file("one", &[0, 1])]);
+        let rewritten = fragment(vec![file("one", &[-2, 1]), file("two", &[0])]);
+        let reads = reads(&["A"]);
+        assert_ne!(reads.fragment(&before), reads.fragment(&rewritten));
+        assert_eq!(reads.width(), 8);
+        // Where there are both, it is the one that is called just so.
+        let both = ["a", "A"].map(|name| ArrowField::new(name, DataType::Int64, true));
+        let mut both = Schema::try_from(&ArrowSchema::new(both.to_vec())).unwrap();
+        both.set_field_id(None);
+        let id = |name| named(&both, name).map(|field| field.id);
+        assert_eq!((id("a"), id("A"), id("b")), (Some(0), Some(1), None));
     }
 
     #[test]
