@@ -30,7 +30,8 @@ pub const REFRESH: &str = "relance.refresh";
 /// Transaction property: the id of the job that the refresh was, if it was one.
 pub const JOB: &str = "relance.job";
 /// Transaction property: the view version that the commit was judged on. If the
-/// next one is the commit's own, nothing came between, and it is as it was meant.
+/// next one is the commit's own, nothing came between, and it is as it was meant,
+/// as far as its files are there.
 pub const READ_VERSION: &str = "relance.readVersion";
 /// Transaction property: the [`super::outcome::Outcome`] as JSON.
 pub const OUTCOME: &str = "relance.outcome";

@@ -159,7 +159,7 @@ async fn doubt(
         // A worker has the time.
         return Ok(Some("its files are too many to look for them all here"));
     }
-    let ledgers = Ledgers::among(objects, listed, None, false, Known::new()).await?;
+    let ledgers = Ledgers::among(objects, listed, None, None, Known::new()).await?;
     Ok(ledgers.lacks(fragments).then_some("files of it are gone"))
 }
 

@@ -1,10 +1,10 @@
 //! What was committed to a view since a plan was made, told from its
 //! transactions.
 //!
-//! It answers the two questions that matter before a commit: has this refresh
-//! committed already, and were the files that are about to be committed ever
-//! part of a version? A file that was can be cleaned up at any time once it is
-//! dropped, and adding it again could double its rows.
+//! It answers the questions that matter before a commit: has this refresh
+//! committed already, is what it committed there, and were the files that are
+//! about to be committed ever part of a version? A file that was can be cleaned up
+//! at any time once it is dropped, and adding it again could double its rows.
 
 use std::collections::HashSet;
 
@@ -17,7 +17,8 @@ use super::commit::{OUTCOME, READ_VERSION, REFRESH};
 use super::error::Result;
 use super::ledger::{Claim, data_path, deletions};
 use super::outcome::Outcome;
-use super::store::{is_missing, storage};
+use super::store::{Objects, is_missing, storage};
+use super::young::absent;
 
 /// How many versions back are looked at.
 const SEARCHED: u64 = 10_000;
@@ -32,7 +33,8 @@ pub struct History {
     /// What the refresh did that was asked about, if it has committed.
     pub outcome: Option<Outcome>,
     /// Whether nobody's commit came between what the refresh judged and its
-    /// own: then what landed is what was meant, whoever may have verified it.
+    /// own: then what landed is what was meant, whoever may have verified it, as
+    /// far as its files are there ([`History::lost`]).
     pub settled: bool,
     /// The newest version since that could not be read: it was cleaned up, or is
     /// too far back.
@@ -40,6 +42,8 @@ pub struct History {
     /// The data files and deletion files that these commits added, by their paths
     /// relative to the view's folder.
     added: HashSet<String>,
+    /// Those of them that the commit of `outcome` added.
+    brought: Vec<String>,
 }
 
 impl History {
@@ -64,24 +68,26 @@ impl History {
                 history.unread = history.unread.or(Some(version));
                 continue;
             };
-            history.add(&transaction.operation);
+            let brought = files(&transaction.operation);
+            history.added.extend(brought.iter().cloned());
             let Some(properties) = &transaction.transaction_properties else {
                 continue;
             };
-            if properties.get(REFRESH).map(String::as_str) == Some(refresh)
-                && !history.settled
+            // The newest counts: one that follows another of the same refresh was
+            // made since that one's files were gone, or another's came with them.
+            if history.outcome.is_none()
+                && properties.get(REFRESH).map(String::as_str) == Some(refresh)
                 && let Some(outcome) = properties
                     .get(OUTCOME)
                     .and_then(|json| serde_json::from_str::<Outcome>(json).ok())
             {
                 let read = properties.get(READ_VERSION).and_then(|v| v.parse().ok());
                 history.settled = read == Some(version - 1);
-                if history.settled || history.outcome.is_none() {
-                    history.outcome = Some(Outcome {
-                        view_version: version,
-                        ..outcome
-                    });
-                }
+                history.brought = brought;
+                history.outcome = Some(Outcome {
+                    view_version: version,
+                    ..outcome
+                });
             }
         }
         if floor > since {
@@ -90,42 +96,31 @@ impl History {
         Ok(history)
     }
 
+    /// The same, but for the commit of the refresh, which does not count if it made
+    /// the version `robbed`: files of it are known to be gone.
+    pub fn without(mut self, robbed: Option<u64>) -> History {
+        let made = self.outcome.as_ref().map(|outcome| outcome.view_version);
+        if made.is_some() && made == robbed {
+            self.outcome = None;
+            self.settled = false;
+        }
+        self
+    }
+
     /// Whether every version since could be read; else it may have been one of
     /// those that could not.
     pub fn is_complete(&self) -> bool {
         self.unread.is_none()
     }
 
-    fn add(&mut self, operation: &Operation) {
-        match operation {
-            Operation::Append { fragments }
-            | Operation::Overwrite { fragments, .. }
-            | Operation::Merge { fragments, .. } => self.add_files(fragments),
-            Operation::Update {
-                new_fragments,
-                updated_fragments,
-                ..
-            } => {
-                self.add_files(new_fragments);
-                self.add_files(updated_fragments);
-            }
-            Operation::Delete {
-                updated_fragments, ..
-            } => self.add_files(updated_fragments),
-            Operation::Rewrite { groups, .. } => {
-                for group in groups {
-                    self.add_files(&group.new_fragments);
-                }
-            }
-            // The others bring in no file that an earlier one has not.
-            _ => {}
-        }
-    }
-
-    fn add_files(&mut self, fragments: &[Fragment]) {
-        let data = fragments.iter().flat_map(|f| &f.files);
-        self.added.extend(data.map(|file| data_path(&file.path)));
-        self.added.extend(fragments.iter().filter_map(deletions));
+    /// The files that the commit of `outcome` added which are gone for all that
+    /// `table`, the view as it is, has them: a clean-up took them from under that
+    /// commit ([`super::young::Young`]), which counts as none then. Errors:
+    /// `Unavailable`.
+    pub async fn lost(&self, objects: &Objects, table: &Dataset) -> Result<Vec<String>> {
+        let now: HashSet<String> = paths(table.fragments()).collect();
+        let brought = self.brought.iter().filter(|path| now.contains(*path));
+        absent(objects, brought.cloned().collect()).await
     }
 
     /// Whether nothing that was written for the staged `claim`, after version
@@ -134,4 +129,39 @@ impl History {
         self.unread.is_none_or(|unread| unread <= since)
             && !claim.written().iter().any(|path| self.added.contains(path))
     }
+}
+
+/// The files that `operation` brings into a view, by their paths relative to its
+/// folder.
+fn files(operation: &Operation) -> Vec<String> {
+    match operation {
+        Operation::Append { fragments }
+        | Operation::Overwrite { fragments, .. }
+        | Operation::Merge { fragments, .. } => paths(fragments).collect(),
+        Operation::Update {
+            new_fragments,
+            updated_fragments,
+            ..
+        } => paths(new_fragments)
+            .chain(paths(updated_fragments))
+            .collect(),
+        Operation::Delete {
+            updated_fragments, ..
+        } => paths(updated_fragments).collect(),
+        Operation::Rewrite { groups, .. } => {
+            let groups = groups.iter();
+            groups
+                .flat_map(|group| paths(&group.new_fragments))
+                .collect()
+        }
+        // The others bring in no file that an earlier one has not.
+        _ => Vec::new(),
+    }
+}
+
+/// The data files and deletion files of `fragments`.
+fn paths(fragments: &[Fragment]) -> impl Iterator<Item = String> {
+    let data = fragments.iter().flat_map(|f| &f.files);
+    data.map(|file| data_path(&file.path))
+        .chain(fragments.iter().filter_map(deletions))
 }

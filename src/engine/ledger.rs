@@ -214,20 +214,20 @@ pub struct Ledgers {
     gone: HashSet<String>,
     /// Those yet to be read, the newest last.
     rest: Vec<Listed>,
-    /// Whether files are looked for.
-    look: bool,
+    /// The refresh whose claims' files alone are looked for; `None`: all are.
+    only: Option<String>,
     /// The newest, if its files are there and will stay.
     settled: Option<String>,
 }
 
 impl Ledgers {
     /// Lists those of a view and reads the newest, which is mostly all that is
-    /// needed. What the view itself is need not be known yet. With `trusted`
-    /// the files of claims are taken to be there. Those that are `known` are not
-    /// read again.
-    pub async fn open(objects: &Objects, trusted: bool, known: Known) -> Result<Ledgers> {
+    /// needed. What the view itself is need not be known yet. Of a full refresh,
+    /// which takes nothing over, `only` its own claims' files are looked for.
+    /// Those that are `known` are not read again.
+    pub async fn open(objects: &Objects, only: Option<&str>, known: Known) -> Result<Ledgers> {
         let (listed, settled) = futures::try_join!(list(objects), freshness::settled(objects))?;
-        Self::among(objects, listed, settled, trusted, known).await
+        Self::among(objects, listed, settled, only, known).await
     }
 
     /// As [`Ledgers::open`], of those that are `listed`, of which the record says
@@ -236,7 +236,7 @@ impl Ledgers {
         objects: &Objects,
         listed: Vec<Listed>,
         settled: Option<String>,
-        trusted: bool,
+        only: Option<&str>,
         known: Known,
     ) -> Result<Ledgers> {
         let mut rest = listed;
@@ -247,7 +247,7 @@ impl Ledgers {
             known,
             young: Young::default(),
             gone: HashSet::new(),
-            look: !trusted,
+            only: only.map(str::to_string),
             settled: settled.filter(|name| rest.last().is_some_and(|l| l.name == *name)),
             rest,
         };
@@ -318,14 +318,14 @@ impl Ledgers {
             if self.settled.is_none() {
                 let mut paths = Vec::new();
                 for (at, claims) in ledger.lately(listed.modified) {
-                    let new = claims.iter().flat_map(Claim::paths);
+                    let only = self.only.as_ref();
+                    let mine = |claim: &&Claim| only.is_none_or(|only| claim.refresh == *only);
+                    let new = claims.iter().filter(mine).flat_map(Claim::paths);
                     paths.extend(self.young.note(new, at));
                 }
-                if self.look {
-                    self.gone.extend(absent(&self.objects, paths).await?);
-                }
+                self.gone.extend(absent(&self.objects, paths).await?);
                 let age = SystemTime::now().duration_since(listed.modified);
-                if self.look
+                if self.only.is_none()
                     && self.gone.is_empty()
                     && self.read.is_empty()
                     && age.is_ok_and(|age| age > CLEANUP)

@@ -37,7 +37,8 @@
 //!    was judged still is, and commits adding and
 //!    dropping in one Lance `Update`, with a key that no two refreshes can
 //!    both carry through. Then it compares the version that landed, as Lance
-//!    wrote it, with what was meant. Whatever differs at any point: again from
+//!    wrote it, with what was meant, and looks whether a clean-up took the files
+//!    before any version had them. Whatever differs at any point: again from
 //!    the reopening, or from the plan. Nothing is ever committed from a handle
 //!    that planned. Where the plan found the view right already, and
 //!    all agreed on it, that is the end: the commit would look again and find

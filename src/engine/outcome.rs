@@ -15,12 +15,13 @@ use super::account;
 use super::catalog::Catalog;
 use super::error::{EngineError, Result};
 use super::history::History;
-use super::ledger::{self, Ledger};
+use super::ledger::{self, Claim, Ledger};
 use super::paths;
 use super::plan::Plan;
 use super::request::Request;
 use super::standing::{Columns, Standing};
 use super::store::{Objects, Store};
+use super::young::absent;
 
 /// How long an outcome object is kept.
 pub(super) const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -83,7 +84,8 @@ impl Outcome {
 
 /// Looks for what refresh `refresh` did to view `id`: its outcome object, else
 /// its commit in the view's history since its plan, else its ledger in the
-/// view's current manifest. `Ok(None)`: it has committed nothing. Errors:
+/// view's current manifest. `Ok(None)`: it has committed nothing, or a clean-up
+/// took that. Errors:
 /// `ViewNotFound`, `Unavailable`.
 pub async fn find(catalog: &Catalog, id: &[String], refresh: &str) -> Result<Option<Outcome>> {
     let uri = catalog.locate(id).await?;
@@ -148,7 +150,7 @@ pub(super) async fn recorded(objects: &Objects, refresh: &str) -> Result<Option<
 }
 
 /// What `refresh`, whose first plan is `plan`, has committed to the view as
-/// `table` shows it.
+/// `table` shows it. A commit whose files a clean-up took counts as none.
 pub(super) async fn committed(
     objects: &Objects,
     table: &Dataset,
@@ -157,7 +159,8 @@ pub(super) async fn committed(
 ) -> Result<Option<Outcome>> {
     let history = History::read(table, refresh, plan.view_version).await?;
     if history.settled {
-        return Ok(history.outcome);
+        let lost = history.lost(objects, table).await?;
+        return Ok(history.outcome.filter(|_| lost.is_empty()));
     }
     if history.is_complete() || history.outcome.is_some() {
         // A commit that others' came before is for a worker to look at again.
@@ -184,12 +187,12 @@ async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<O
             .iter()
             .filter(|c| c.refresh == refresh && !c.fragments.is_empty())
             .collect();
-        if !mine.is_empty()
-            && ledger
-                .claims
-                .iter()
-                .all(|claim| standing.fragments_of(claim).is_some())
-        {
+        let mut claims = ledger.claims.iter();
+        if mine.is_empty() || !claims.all(|claim| standing.fragments_of(claim).is_some()) {
+            continue;
+        }
+        let files = mine.into_iter().flat_map(Claim::paths).collect();
+        if absent(objects, files).await?.is_empty() {
             return Ok(Some(ledger.outcome));
         }
     }

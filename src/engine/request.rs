@@ -39,6 +39,11 @@ impl Request {
                 std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
             })
     }
+
+    /// The refresh whose claims alone count, where it computes every row anew.
+    pub(super) fn own_only(&self) -> Option<&str> {
+        self.full.then_some(self.refresh.as_str())
+    }
 }
 
 /// How far a refresh is. Cumulative.

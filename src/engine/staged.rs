@@ -78,20 +78,24 @@ pub async fn left(
 }
 
 /// Those of the staged claims that `refresh` may use on `table`: whose files were
-/// never in a committed version.
-pub async fn usable(left: Vec<Left>, table: &Dataset, refresh: &str) -> Result<Vec<Claim>> {
+/// never in a committed version; and the others.
+pub async fn usable(
+    left: Vec<Left>,
+    table: &Dataset,
+    refresh: &str,
+) -> Result<(Vec<Claim>, Vec<Claim>)> {
     let Some(since) = left.iter().map(|left| left.since).min() else {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     };
     let history = History::read(table, refresh, since).await?;
-    let usable = left.into_iter().flat_map(|left| {
-        let never_had = |claim: &Claim| history.never_had(claim, left.since);
-        left.claims
-            .into_iter()
-            .filter(never_had)
-            .collect::<Vec<_>>()
+    let claims = left.into_iter().flat_map(|left| {
+        let since = left.since;
+        left.claims.into_iter().map(move |claim| (claim, since))
     });
-    Ok(usable.collect())
+    let (usable, void): (Vec<_>, Vec<_>) =
+        claims.partition(|(claim, since)| history.never_had(claim, *since));
+    let alone = |claims: Vec<(Claim, u64)>| claims.into_iter().map(|(claim, _)| claim).collect();
+    Ok((alone(usable), alone(void)))
 }
 
 /// When each file that was written for `claims` was, by the store's clock; `None`

@@ -36,7 +36,9 @@ pub struct Brought {
 ///
 /// Lance's own cleanup, told to delete unverified files, looks at the versions of
 /// a table, then at its files, and deletes those that no version has. What a
-/// commit brought in meanwhile goes with them, and the commit stands. So what
+/// commit brought in meanwhile goes with them, and the commit stands. A refresh
+/// looks once more when it has committed, and computes anew what is gone by then.
+/// A clean-up that takes longer takes it later. So what
 /// was brought in is looked at, until that has been done once when no such
 /// cleanup can be left; and each ledger says which of its claims are that young,
 /// for the next commit lands before the cleanup deletes as well as after.

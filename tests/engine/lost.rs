@@ -1,21 +1,25 @@
 //! Files that are gone: of the view, which a clean-up took from under a commit,
 //! and of the source.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use chrono::TimeDelta;
 use lance::Dataset;
-use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
+use lance::dataset::transaction::{Operation, Transaction};
+use lance::dataset::{CommitBuilder, WriteMode};
 use relance::engine::catalog::Catalog;
-use relance::engine::outcome::Mode;
+use relance::engine::ledger::deletions;
+use relance::engine::outcome::{self, Mode};
 use relance::engine::refresh::{Progress, Request, refresh};
 use tokio::sync::watch;
 
+use crate::faults::run;
 use crate::faults::store::{Faults, Wrap};
 use crate::scenarios::filled;
-use crate::support::{Db, Form, SHAPES, is_current, request};
+use crate::support::{Db, Form, GENERAL, SHAPES, Shape, commits_of, is_current, request, shape};
 
 #[tokio::test]
 async fn a_source_that_has_lost_a_file_is_named_and_tried_again_by_nobody() {
@@ -147,4 +151,216 @@ async fn files_of_a_commit_are_looked_for_until_no_cleanup_can_be_left() {
     operations().await;
     let settled = operations().await;
     assert!(settled + files <= looked, "{settled}, and {looked} before");
+}
+
+/// A view of `shape`, of whose source most is as it was when it was refreshed, a
+/// row is gone, and some are new.
+async fn changed(shape: &Shape) -> Db {
+    let mut db = Db::new(true);
+    let batch = db.batch(400);
+    db.write(batch, WriteMode::Create, 100).await;
+    match GENERAL.iter().any(|s| s.name == shape.name) {
+        true => db.create_general_view("v", shape.sql).await,
+        false => db.create_view("v", shape.sql, Form::Plain).await,
+    }
+    db.refresh("v").await.unwrap();
+    let mut source = db.open("src").await;
+    source.delete("id = 42").await.unwrap();
+    let more = db.batch(60);
+    db.write(more, WriteMode::Append, 60).await;
+    db
+}
+
+/// All files that a version of the view has, or its latest, by their paths.
+async fn files(db: &Db, version: Option<u64>) -> HashSet<String> {
+    let mut table = db.open("v").await;
+    if let Some(version) = version {
+        table = table.checkout_version(version).await.unwrap();
+    }
+    let fragments = table.fragments().iter();
+    let of = fragments.flat_map(|fragment| {
+        let data = fragment.files.iter().map(|f| format!("data/{}", f.path));
+        data.chain(deletions(fragment))
+    });
+    of.collect()
+}
+
+/// Takes what the view's latest version brought in, as far as it is there, as a
+/// clean-up does that looked at the versions before.
+async fn rob(db: &Db) {
+    let version = db.open("v").await.version().version;
+    let before = files(db, Some(version - 1)).await;
+    let brought = files(db, None).await;
+    let paths = brought.difference(&before);
+    let taken = paths.map(|path| std::fs::remove_file(format!("{}/{path}", db.path("v"))));
+    assert!(taken.filter(Result::is_ok).count() > 0);
+}
+
+/// Has lance clean the view up, files that no version has included.
+async fn clean_up(db: &Db) {
+    let view = db.open("v").await;
+    view.cleanup_old_versions(TimeDelta::zero(), Some(true), Some(false))
+        .await
+        .unwrap();
+}
+
+async fn assert_whole(db: &Db, shape: &Shape, done: &outcome::Outcome, place: &str) {
+    assert_eq!(
+        db.rows("v").await,
+        db.evaluated(shape, Form::Plain, done.source_version).await,
+        "{place}"
+    );
+    assert!(is_current(db, "v").await, "{place}");
+    let version = db.open("v").await.version().version;
+    assert_eq!(done.view_version, version, "{place}");
+    let again = db.refresh("v").await.unwrap();
+    assert_eq!(again.mode, Mode::NoOp, "{place}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_a_cleanup_took_before_their_commit_are_computed_again_by_the_same_refresh() {
+    for name in ["filtered", "grouped", "limited", "window"] {
+        let (shape, template) = (shape(name), changed(shape(name)).await);
+        // While the files are looked at; and after that.
+        for held in ["/ledgers/", "v.lance/_transactions"] {
+            for full in [false, true] {
+                let db = template.copied();
+                let asked = Request {
+                    full,
+                    ..request("v")
+                };
+                let faults = Faults::holding(held);
+                let cleaned = async {
+                    faults.reached().await;
+                    clean_up(&db).await;
+                    faults.go_on();
+                };
+                let (done, ()) = futures::join!(run(&db, &asked, faults.clone()), cleaned);
+                let done = done.unwrap();
+                let place = format!("{name}, held at {held}, full {full}: {done:?}");
+                let commits = commits_of(&db, "v", &asked.refresh).await;
+                assert!(
+                    commits == 2 || held == "/ledgers/",
+                    "{commits} commits: {place}"
+                );
+                assert_whole(&db, shape, &done, &place).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_files_a_cleanup_took_counts_for_nobody() {
+    for name in ["filtered", "grouped"] {
+        let (shape, template) = (shape(name), changed(shape(name)).await);
+        for (full, beside) in [(false, false), (true, false), (false, true)] {
+            let db = template.copied();
+            let asked = request("v");
+            let worker = |index| Request {
+                workers: if beside { 2 } else { 1 },
+                index,
+                full,
+                ..asked.clone()
+            };
+            // A worker that is about to commit the same.
+            let late = Faults::holding("/ledgers/");
+            let other = async {
+                match beside {
+                    true => Some(run(&db, &worker(1), late.clone()).await.unwrap()),
+                    false => None,
+                }
+            };
+            let dies = async {
+                if beside {
+                    late.reached().await;
+                }
+                // It dies when it has committed.
+                let faults = Faults::after("v.lance/_versions");
+                run(&db, &worker(0), faults).await.unwrap_err();
+                rob(&db).await;
+                let id = ["v".to_string()];
+                let found = outcome::find(&db.catalog().await, &id, &asked.refresh).await;
+                assert_eq!(found.unwrap(), None);
+                late.go_on();
+            };
+            let (other, ()) = futures::join!(other, dies);
+            let done = db.refresh_as(worker(0)).await.unwrap();
+            let place = format!("{name}, full {full}, beside another {beside}: {done:?}");
+            assert!(other.is_none_or(|other| other == done), "{place}");
+            assert_eq!(commits_of(&db, "v", &asked.refresh).await, 2, "{place}");
+            assert_whole(&db, shape, &done, &place).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cleanup_that_goes_on_taking_files_is_found_out_until_it_ends() {
+    let (shape, db) = (shape("filtered"), changed(shape("filtered")).await);
+    let asked = request("v");
+    let faults = Faults::holding("v.lance/_transactions");
+    let cleaned = async {
+        faults.reached().await;
+        // It takes the new data files; what takes rows out comes later.
+        clean_up(&db).await;
+        faults.go_on_until("/ledgers/");
+        faults.reached().await;
+        rob(&db).await;
+        faults.go_on();
+    };
+    let (done, ()) = futures::join!(run(&db, &asked, faults.clone()), cleaned);
+    let done = done.unwrap();
+    assert_eq!(commits_of(&db, "v", &asked.refresh).await, 3, "{done:?}");
+    assert_whole(&db, shape, &done, "taken in two steps").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_lost_its_files_is_not_what_the_refresh_tells_of_once_another_mended_it() {
+    let (shape, db) = (shape("filtered"), changed(shape("filtered")).await);
+    let asked = request("v");
+    let faults = Faults::holding("v.lance/_transactions");
+    let mended = async {
+        faults.reached().await;
+        clean_up(&db).await;
+        faults.go_on_until("/plan-0002.json");
+        faults.reached().await;
+        let mended = db.refresh("v").await.unwrap();
+        assert!(mended.rows_written > 0);
+        faults.go_on();
+        mended
+    };
+    let (done, mended) = futures::join!(run(&db, &asked, faults.clone()), mended);
+    let done = done.unwrap();
+    assert_eq!(
+        (done.mode, done.view_version),
+        (Mode::NoOp, mended.view_version)
+    );
+    assert_whole(&db, shape, &done, "mended by another").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lands_beside_a_second_commit_is_put_right_as_beside_the_first() {
+    let (shape, db) = (shape("filtered"), changed(shape("filtered")).await);
+    let asked = request("v");
+    let dies = Faults::after("v.lance/_versions");
+    run(&db, &asked, dies).await.unwrap_err();
+    rob(&db).await;
+    let before = db.open("v").await.version().version;
+    // The same refresh again; beside its commit rows go that it keeps.
+    let faults = Faults::holding("v.lance/_transactions");
+    let damaged = async {
+        faults.reached().await;
+        let view = Arc::new(db.open("v").await);
+        let gone = Operation::Delete {
+            updated_fragments: Vec::new(),
+            deleted_fragment_ids: vec![view.fragments()[1].id],
+            predicate: "true".to_string(),
+        };
+        let transaction = Transaction::new(before, gone, None);
+        let view = CommitBuilder::new(view).execute(transaction).await.unwrap();
+        assert_eq!(view.version().version, before + 1);
+        faults.go_on();
+    };
+    let (done, ()) = futures::join!(run(&db, &asked, faults.clone()), damaged);
+    let done = done.unwrap();
+    assert_whole(&db, shape, &done, "damaged beside").await;
 }

@@ -18,7 +18,7 @@ use crate::engine::outcome::Outcome;
 use crate::engine::plan::Judgement;
 use crate::engine::view::{self, ViewInfo};
 use crate::engine::work::Work;
-use crate::engine::young::Young;
+use crate::engine::young::{Young, absent};
 use crate::engine::{indices, paths, staged, tidy};
 
 /// How often a refresh tries to commit one plan.
@@ -49,7 +49,7 @@ impl<'a> Run<'a> {
             let at = Instant::now();
             let ((view, table), ledgers) = futures::try_join!(
                 view::reopen(catalog, &request.view, &uri),
-                Ledgers::open(&objects, request.full, known)
+                Ledgers::open(&objects, request.own_only(), known)
             )?;
             Ok(Seen {
                 view,
@@ -95,6 +95,7 @@ impl Run<'_> {
             // Another worker may have committed what was planned before.
             let since = self.since.unwrap_or(work.plan.view_version);
             let history = History::read(&table, &request.refresh, since).await?;
+            let history = history.without(self.robbed);
             // What was committed once, by whomever, counts only where it stands.
             let never_had = |claim: &Claim| history.never_had(claim, work.plan.view_version);
             self.staged
@@ -119,7 +120,10 @@ impl Run<'_> {
                 }
                 return Ok(Some((outcome, Some(table))));
             }
-            if let (Some(outcome), true) = (history.outcome, history.settled) {
+            if history.settled
+                && history.lost(&self.objects, &table).await?.is_empty()
+                && let Some(outcome) = history.outcome
+            {
                 // Another worker has done it. What was written since is not
                 // for this refresh to mend.
                 if self.plans > 1 || !work.is_of(&outcome) {
@@ -193,8 +197,12 @@ impl Run<'_> {
                 Attempt::Landed(table) => {
                     let version = table.version().version;
                     if is_right(work, &table, &judgement)? {
+                        self.spent.extend(self.taken_over(&judgement));
+                        if self.is_robbed(&judgement).await? {
+                            self.robbed = Some(version);
+                            return Ok(None);
+                        }
                         self.landed = true;
-                        self.spent = self.taken_over(&judgement);
                         self.rubbish = Some(rubbish);
                         self.settled = None;
                         let outcome = Outcome {
@@ -215,6 +223,35 @@ impl Run<'_> {
             view: work.view.name(),
             attempts: MAX_COMMITS,
         })
+    }
+
+    /// Whether files of what has just been committed are gone: a clean-up that was
+    /// told to delete unverified files took them after they were looked at, when no
+    /// version had them yet. What they held is to be computed again.
+    async fn is_robbed(&mut self, judgement: &Judgement) -> Result<bool> {
+        let written = judgement.brought().flat_map(Claim::written);
+        // It deletes one after the other: what an earlier commit of this refresh
+        // had left may be gone by now.
+        let refresh = &self.request.refresh;
+        let kept = judgement.kept.iter().filter(|c| c.refresh == *refresh);
+        let paths = written.chain(kept.flat_map(Claim::paths));
+        let gone = absent(&self.objects, paths.collect()).await?;
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        warn!(
+            files = gone.len(),
+            "a clean-up took files from under the commit; computing anew"
+        );
+        let gone: HashSet<String> = gone.into_iter().collect();
+        let is_lost = |claim: &&Claim| claim.written().iter().any(|path| gone.contains(path));
+        let lost = judgement.brought().filter(is_lost).map(Claim::id);
+        self.forget(lost.collect()).await?;
+        // The others are staged no more, they are committed.
+        for claim in judgement.brought() {
+            self.staged.remove(&claim.id());
+        }
+        Ok(true)
     }
 
     /// Where the claims are that other refreshes had staged and `judgement` has
@@ -244,7 +281,7 @@ impl Run<'_> {
 
     /// Forgets the claims that `void` identifies: its own are deleted, those that
     /// other refreshes left are not used again.
-    async fn forget(&mut self, void: Vec<Fingerprint>) -> Result<()> {
+    pub(super) async fn forget(&mut self, void: Vec<Fingerprint>) -> Result<()> {
         let refresh = &self.request.refresh;
         let own = |id| paths::claim(self.objects.root(), refresh, id);
         self.objects.delete(void.iter().map(own).collect()).await?;

@@ -48,7 +48,8 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Brings the view up to date. Any number of workers may run the same request,
 /// one after the other or together: they share the work and one commits.
-/// Errors: see [`EngineError`]; the view is then as it was.
+/// Errors: see [`EngineError`]; the view is then as it was, unless a clean-up took
+/// what was committed to it: then the next refresh makes it whole.
 pub fn refresh<'a>(
     catalog: &'a Catalog,
     request: &'a Request,
@@ -149,6 +150,8 @@ struct Run<'a> {
     plans: u32,
     /// The view's version at the first plan: nothing of this refresh is older.
     since: Option<u64>,
+    /// The version of the view that its last commit made whose files were gone.
+    robbed: Option<u64>,
     /// Whether this worker's commit is the one that landed.
     landed: bool,
     /// What there is to remove, as it was when that commit landed.
@@ -173,6 +176,7 @@ impl<'a> Run<'a> {
             void: HashSet::new(),
             plans: 0,
             since: None,
+            robbed: None,
             landed: false,
             rubbish: None,
             spent: Vec::new(),

@@ -10,7 +10,7 @@ use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Fingerprint;
 use crate::engine::guess::Guess;
 use crate::engine::history::History;
-use crate::engine::ledger::Ledgers;
+use crate::engine::ledger::{Claim, Ledgers};
 use crate::engine::outcome::{self, Outcome};
 use crate::engine::plan::Plan;
 use crate::engine::staged::Left;
@@ -49,12 +49,15 @@ impl Run<'_> {
         let (fixed, plans, ledgers, opened, guess) = futures::join!(
             fixed,
             objects.folders(&folder),
-            Ledgers::open(objects, request.full, self.known.clone()),
+            Ledgers::open(objects, request.own_only(), self.known.clone()),
             self.open(n),
             Guess::make(self.catalog, objects, request.src_version),
         );
         let (fixed, outcome) = fixed?;
-        if let Some(done) = outcome {
+        // Another worker may have seen the files of a commit before they were gone.
+        let robbed = self.robbed;
+        let counts = |done: &Outcome| robbed != Some(done.view_version);
+        if let Some(done) = outcome.filter(counts) {
             return Ok(Planned::Done(done));
         }
         let opened = opened?;
@@ -89,7 +92,7 @@ impl Run<'_> {
             own
         );
         let (own, done) = own?;
-        if let Some(done) = done {
+        if let Some(done) = done.filter(counts) {
             return Ok(Planned::Done(done));
         }
         let Some(mut work) = work? else {
@@ -262,13 +265,24 @@ impl Run<'_> {
     /// Takes over what is `left` staged and may be used on `table`.
     async fn take_over(&mut self, left: Vec<Left>, table: &Dataset) -> Result<()> {
         let refresh = &self.request.refresh;
+        let (usable, void) = staged::usable(left, table, refresh).await?;
         // Its own first, and what is here already before all.
-        for claim in staged::usable(left, table, refresh).await? {
+        for claim in usable {
             let id = claim.id();
             if claim.refresh == *refresh || !self.void.contains(&id) {
                 self.staged.entry(id).or_insert(claim);
             }
         }
-        Ok(())
+        // Its own that are of no use would stand in the way of what is computed
+        // instead.
+        let own = void.iter().filter(|claim| claim.refresh == *refresh);
+        let stale = own
+            .filter(|claim| !claim.fragments.is_empty())
+            .map(Claim::id);
+        let stale: Vec<Fingerprint> = stale.collect();
+        if stale.is_empty() {
+            return Ok(());
+        }
+        self.forget(stale).await
     }
 }

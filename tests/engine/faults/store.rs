@@ -38,7 +38,7 @@ pub struct Faults {
 /// until it may go on.
 #[derive(Debug)]
 struct Hold {
-    of: &'static str,
+    of: Mutex<&'static str>,
     reads: bool,
     begun: AtomicBool,
     reached: Notify,
@@ -93,7 +93,7 @@ impl Faults {
 
     fn hold(of: &'static str, reads: bool) -> Arc<Faults> {
         let hold = Hold {
-            of,
+            of: Mutex::new(of),
             reads,
             begun: AtomicBool::new(false),
             reached: Notify::new(),
@@ -112,10 +112,18 @@ impl Faults {
         self.hold.as_ref().unwrap().go_on.notify_one();
     }
 
+    /// The same, until the next put of an object whose path holds `of`.
+    pub fn go_on_until(&self, of: &'static str) {
+        let hold = self.hold.as_ref().unwrap();
+        *hold.of.lock().unwrap() = of;
+        hold.begun.store(false, Ordering::SeqCst);
+        hold.go_on.notify_one();
+    }
+
     async fn held(&self, at: &Path, reads: bool) {
         if let Some(hold) = &self.hold
             && hold.reads == reads
-            && at.as_ref().contains(hold.of)
+            && at.as_ref().contains(*hold.of.lock().unwrap())
             && !hold.begun.swap(true, Ordering::SeqCst)
         {
             hold.reached.notify_one();

@@ -256,9 +256,52 @@ impl View {
         form: Form,
         version: u64,
     ) -> Result<(Vec<DataType>, Vec<String>), String> {
-        db.evaluated_sql(&self.oracle(form), self.limit, version)
-            .await
-            .map_err(|e| e.to_string())
+        let evaluated = async |sql: String| {
+            let found = db.evaluated_sql(&sql, self.limit, version).await;
+            found.map_err(|e| e.to_string())
+        };
+        let sql = self.oracle(form);
+        match evaluated(sql.clone()).await {
+            Err(error) if self.twin.is_some() => {
+                let source = db.open("src").await.checkout_version(version).await;
+                let schema = Schema::from(source.unwrap().schema());
+                let scanned = self.scanned(&schema).oracle(form);
+                match scanned == sql {
+                    true => Err(error),
+                    false => evaluated(scanned).await,
+                }
+            }
+            found => found,
+        }
+    }
+
+    /// The view as a scan of lance reads a source of `schema`: where no column is
+    /// called just as the view says, it takes one that is but for the case of its
+    /// letters. DataFusion does not.
+    fn scanned(&self, schema: &Schema) -> View {
+        let mut view = self.clone();
+        let mut rename = |from: &str, to: &str| {
+            let renamed = |text: &str| text.replace(&quoted(from), &quoted(to));
+            let (Items::Star(items) | Items::Some(items)) = &mut view.items;
+            for (expression, _) in items {
+                *expression = renamed(expression);
+            }
+            if let From::Unnest(column) = &mut view.from
+                && column == from
+            {
+                *column = to.to_string();
+            }
+            view.rest = renamed(&view.rest);
+        };
+        for field in schema.fields() {
+            let name = field.name();
+            for other in [name.to_lowercase(), name.to_uppercase()] {
+                if schema.field_with_name(&other).is_err() {
+                    rename(&other, name);
+                }
+            }
+        }
+        view
     }
 }
 
