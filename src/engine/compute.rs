@@ -17,12 +17,13 @@ use super::execute::{UnitError, Workbench};
 use super::fingerprint::Fingerprint;
 use super::ledger::Claim;
 use super::partials::Parts;
+use super::pulse::Heard;
 use super::request::{Progress, Request};
 use super::share::{Next, Share};
 use super::store::Objects;
 use super::trim::Trim;
 use super::work::{Task, Work};
-use super::{merge, paths};
+use super::{merge, paths, pulse};
 
 /// How often the others' claims are listed while there is work of one's own.
 const LOOK: Duration = Duration::from_millis(500);
@@ -47,13 +48,15 @@ enum Todo {
 
 /// Computes what `work`'s plan says, with the other workers of `request`, until
 /// all of it is staged. `staged` are the claims there are, by what identifies
-/// them, and takes the new ones, also where it fails. `last` is told, perhaps
+/// them, and takes the new ones, also where it fails. What the others were at is
+/// `heard`. `last` is told, perhaps
 /// again and again, once no more is left than all can have under way.
 pub async fn compute(
     work: &Work,
     objects: &Objects,
     request: &Request,
     staged: &mut HashMap<Fingerprint, Claim>,
+    heard: Heard,
     progress: &watch::Sender<Progress>,
     last: &Notify,
 ) -> std::result::Result<(), UnitError> {
@@ -97,6 +100,9 @@ pub async fn compute(
         }
     }
     progress.send_replace(now);
+    for task in heard.tasks.iter().filter_map(|id| task_of.get(id)) {
+        share.under_way(*task, Instant::now());
+    }
 
     // Fewer tasks than there are processors for: several do one.
     let threads_each = (threads * workers / tasks.len().max(1)).clamp(1, threads);
@@ -105,11 +111,17 @@ pub async fn compute(
     let mut looking = FuturesUnordered::new();
     let mut looked = Instant::now();
     let mut known = HashSet::new();
+    let mut heard = heard;
+    // Since when it is at its tasks, and when it told that last.
+    let mut since: HashMap<usize, Instant> = HashMap::new();
+    let mut telling = FuturesUnordered::new();
+    let mut told: Option<Instant> = None;
     loop {
         while running.len() < at_a_time {
             let Next::Do(task) = share.next(Instant::now()) else {
                 break;
             };
+            since.insert(task, Instant::now());
             running.push(run(
                 task,
                 tasks[task].clone(),
@@ -132,10 +144,34 @@ pub async fn compute(
             false => (share.quiet(Instant::now()) / LATER).clamp(LOOK_IDLE, LOOK),
         };
         let pause = pause.saturating_sub(looked.elapsed());
+        // Others are waiting for what takes long.
+        let tell = since.values().min().map_or(Duration::MAX, |since| {
+            let late = pulse::LATE.saturating_sub(since.elapsed());
+            let again = told.map_or(Duration::ZERO, |told| {
+                pulse::EVERY.saturating_sub(told.elapsed())
+            });
+            late.max(again)
+        });
+        let is_idle = running.len() < at_a_time;
         tokio::select! {
+            Some(done) = telling.next() => {
+                let done: Result<()> = done;
+                done?;
+            }
+            () = tokio::time::sleep(tell), if workers > 1 && telling.is_empty() && !since.is_empty() => {
+                told = Some(Instant::now());
+                let tasks = since.keys().map(|task| ids[*task].clone());
+                telling.push(pulse::tell(objects, request, tasks.collect()));
+            }
             Some(found) = looking.next() => {
                 looked = Instant::now();
-                let (listed, claims): (Vec<Fingerprint>, Vec<Claim>) = found?;
+                let ((listed, claims), new): ((Vec<Fingerprint>, Vec<Claim>), Option<Heard>) = found?;
+                if let Some(new) = new {
+                    for task in new.tasks.iter().filter_map(|id| task_of.get(id)) {
+                        share.under_way(*task, looked);
+                    }
+                    heard = new;
+                }
                 for task in listed.iter().filter_map(|id| task_of.get(id)) {
                     share.done(*task, None, looked);
                 }
@@ -153,9 +189,21 @@ pub async fn compute(
             () = tokio::time::sleep(pause), if workers > 1 && looking.is_empty() => {
                 let known: HashSet<&Fingerprint> = known.iter().chain(staged.keys()).collect();
                 let missing = ids.iter().filter(|id| !known.contains(id));
-                looking.push(news(objects, request, missing.cloned().collect()));
+                let news = news(objects, request, missing.cloned().collect());
+                let before = (is_idle && share.quiet(Instant::now()) >= pulse::LATE)
+                    .then(|| heard.clone());
+                looking.push(async move {
+                    let hear = async {
+                        match before {
+                            Some(before) => pulse::hear(objects, request, before).await.map(Some),
+                            None => Ok(None),
+                        }
+                    };
+                    futures::try_join!(news, hear)
+                });
             }
             Some((task, result)) = running.next() => {
+                since.remove(&task);
                 let (claim, took) = result?;
                 share.done(task, Some(took), Instant::now());
                 if let Some(claim) = claim

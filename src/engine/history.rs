@@ -34,7 +34,7 @@ pub struct History {
     pub outcome: Option<Outcome>,
     /// Whether nobody's commit came between what the refresh judged and its
     /// own: then what landed is what was meant, whoever may have verified it, as
-    /// far as its files are there ([`History::lost`]).
+    /// far as its files are there ([`History::is_robbed`]).
     pub settled: bool,
     /// The newest version since that could not be read: it was cleaned up, or is
     /// too far back.
@@ -42,7 +42,7 @@ pub struct History {
     /// The data files and deletion files that these commits added, by their paths
     /// relative to the view's folder.
     added: HashSet<String>,
-    /// Those of them that the commit of `outcome` added.
+    /// Those of them that the refresh added that was asked about.
     brought: Vec<String>,
 }
 
@@ -73,17 +73,19 @@ impl History {
             let Some(properties) = &transaction.transaction_properties else {
                 continue;
             };
+            if properties.get(REFRESH).map(String::as_str) != Some(refresh) {
+                continue;
+            }
+            history.brought.extend(brought);
             // The newest counts: one that follows another of the same refresh was
             // made since that one's files were gone, or another's came with them.
             if history.outcome.is_none()
-                && properties.get(REFRESH).map(String::as_str) == Some(refresh)
                 && let Some(outcome) = properties
                     .get(OUTCOME)
                     .and_then(|json| serde_json::from_str::<Outcome>(json).ok())
             {
                 let read = properties.get(READ_VERSION).and_then(|v| v.parse().ok());
                 history.settled = read == Some(version - 1);
-                history.brought = brought;
                 history.outcome = Some(Outcome {
                     view_version: version,
                     ..outcome
@@ -113,21 +115,28 @@ impl History {
         self.unread.is_none()
     }
 
-    /// The files that the commit of `outcome` added which are gone for all that
-    /// `table`, the view as it is, has them: a clean-up took them from under that
-    /// commit ([`super::young::Young`]), which counts as none then. Errors:
-    /// `Unavailable`.
-    pub async fn lost(&self, objects: &Objects, table: &Dataset) -> Result<Vec<String>> {
+    /// Whether files that the refresh added are gone for all that `table`, the view
+    /// as it is, has them: a clean-up took them from under its commit
+    /// ([`super::young::Young`]), which counts as none then. No more than `most` are
+    /// looked for. Errors: `Unavailable`.
+    pub async fn is_robbed(&self, objects: &Objects, table: &Dataset, most: usize) -> Result<bool> {
         let now: HashSet<String> = paths(table.fragments()).collect();
         let brought = self.brought.iter().filter(|path| now.contains(*path));
-        absent(objects, brought.cloned().collect()).await
+        let brought = brought.take(most).cloned().collect();
+        Ok(!absent(objects, brought).await?.is_empty())
     }
 
     /// Whether nothing that was written for the staged `claim`, after version
     /// `since` of the view, was ever part of a version.
     pub fn never_had(&self, claim: &Claim, since: u64) -> bool {
-        self.unread.is_none_or(|unread| unread <= since)
-            && !claim.written().iter().any(|path| self.added.contains(path))
+        self.unread.is_none_or(|unread| unread <= since) && !self.had(claim)
+    }
+
+    /// Whether something that was written for the staged `claim` is known to have
+    /// been part of a version.
+    pub fn had(&self, claim: &Claim) -> bool {
+        let written = claim.written();
+        written.iter().any(|path| self.added.contains(path))
     }
 }
 

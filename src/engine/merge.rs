@@ -2,21 +2,24 @@
 //! appends does not become one of many small fragments.
 //!
 //! Claims are sorted into tiers by size: tier t holds sizes from 8^t to below
-//! 8^(t+1). Eight claims of one tier become one claim of a higher tier. So a
-//! row is rewritten at most once a tier, which is log8 of the largest size
-//! times in its life (7 for half a million rows), and a view of n rows has at most
-//! 7 small fragments a tier. One refresh rewrites no more rows than one
-//! fragment may have.
+//! 8^(t+1). Eight claims of one tier become one claim, mostly of a higher tier. So
+//! a row is rewritten about once a tier, which is log8 of the largest size
+//! times in its life (7 for half a million rows), and of claims below an eighth of
+//! the largest size a view has at most 7 a tier. One refresh rewrites no more than
+//! one claim of the largest size so.
 //!
 //! The size of a claim is the rows that it holds, or the source rows that it
 //! stands for if those are more: a changed row costs computing all of these
-//! again, and a claim must not become dearer than a large fragment.
+//! again, and a claim must not become dearer than a large fragment. So the claims
+//! of full units stay as they are, though few rows may have come of each.
 //!
 //! A compaction of the source joins claims to one, whose fragments stay as many
 //! as they were ([`super::carry`]). Where they are many, and small beside what
 //! they could be, the claim is put together by itself ([`scattered`]): once its
 //! small fragments hold an eighth of its rows, so that a row is rewritten once
 //! for each eighth that its claim grows by, or there are more than [`SCATTERED`].
+//! One refresh rewrites no more rows so than [`ALONE`] claims of the largest size
+//! have.
 
 use super::carry::join;
 use super::fingerprint::Fingerprint;

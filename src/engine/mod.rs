@@ -27,7 +27,7 @@
 //!    ([`merge`]), and write the plan, put-if-absent: the first worker fixes the
 //!    source versions and the units for all of them.
 //! 2. *Compute* ([`compute`]). Each worker does its share of the units, then
-//!    what others left ([`share`]): files that no version refers to
+//!    what others left ([`share`], [`pulse`]): files that no version refers to
 //!    ([`execute`]), then the claim, put-if-absent: the first one wins. Of a unit
 //!    that lost a few rows only these are taken out, by a deletion file ([`trim`]).
 //! 3. *Commit* ([`commit`]). Whoever sees all units done: reopens the view (the
@@ -76,6 +76,7 @@ pub mod paths;
 pub mod plan;
 pub mod prefix;
 pub mod processors;
+pub mod pulse;
 pub mod refresh;
 pub mod request;
 mod scan;

@@ -21,7 +21,7 @@ use super::plan::Plan;
 use super::request::Request;
 use super::standing::{Columns, Standing};
 use super::store::{Objects, Store};
-use super::young::absent;
+use super::young::{MANY, absent};
 
 /// How long an outcome object is kept.
 pub(super) const KEPT_FOR: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -141,7 +141,8 @@ pub async fn find_at(
             view: id.join(super::catalog::DELIMITER),
         });
     };
-    committed(&objects, &table, refresh, &plan).await
+    // Whoever asks does not wait long, and a clean-up mostly takes all.
+    committed(&objects, &table, refresh, &plan, MANY).await
 }
 
 /// What `refresh` has recorded that it did, if it has got that far.
@@ -150,27 +151,34 @@ pub(super) async fn recorded(objects: &Objects, refresh: &str) -> Result<Option<
 }
 
 /// What `refresh`, whose first plan is `plan`, has committed to the view as
-/// `table` shows it. A commit whose files a clean-up took counts as none.
+/// `table` shows it. A commit whose files a clean-up took counts as none; no more than
+/// `most` are looked for.
 pub(super) async fn committed(
     objects: &Objects,
     table: &Dataset,
     refresh: &str,
     plan: &Plan,
+    most: usize,
 ) -> Result<Option<Outcome>> {
     let history = History::read(table, refresh, plan.view_version).await?;
     if history.settled {
-        let lost = history.lost(objects, table).await?;
-        return Ok(history.outcome.filter(|_| lost.is_empty()));
+        let robbed = history.is_robbed(objects, table, most).await?;
+        return Ok(history.outcome.filter(|_| !robbed));
     }
     if history.is_complete() || history.outcome.is_some() {
         // A commit that others' came before is for a worker to look at again.
         return Ok(None);
     }
-    prepared(objects, table, refresh).await
+    prepared(objects, table, refresh, most).await
 }
 
 /// Whether a ledger that `refresh` prepared stands in the view as it is now.
-async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<Option<Outcome>> {
+async fn prepared(
+    objects: &Objects,
+    table: &Dataset,
+    refresh: &str,
+    most: usize,
+) -> Result<Option<Outcome>> {
     let names = table.schema().fields.iter().map(|f| f.name.as_str());
     let standing = Standing::new(table.fragments(), &Columns::new(table.schema(), names));
     for listed in ledger::list(objects)
@@ -191,7 +199,7 @@ async fn prepared(objects: &Objects, table: &Dataset, refresh: &str) -> Result<O
         if mine.is_empty() || !claims.all(|claim| standing.fragments_of(claim).is_some()) {
             continue;
         }
-        let files = mine.into_iter().flat_map(Claim::paths).collect();
+        let files = mine.into_iter().flat_map(Claim::paths).take(most).collect();
         if absent(objects, files).await?.is_empty() {
             return Ok(Some(ledger.outcome));
         }

@@ -4,6 +4,7 @@
 //! <view>/_relance/
 //!   plans/<refresh>/plan-<n>.json     what an attempt set out to do; put-if-absent
 //!   plans/<refresh>/claims/<id>.json  a unit that is computed and staged
+//!   plans/<refresh>/pulses/<worker>.json   what a worker is at that takes long
 //!   outcomes/<refresh>.json           what a refresh did, written after its commit
 //!   outcomes/job-<id>.json            the same, by the id of the job that it was
 //!   ledgers/<version>-<refresh>-<id>.json  committed claims, written before their commit
@@ -44,6 +45,16 @@ pub fn claims(root: &Path, refresh: &str) -> Path {
 /// The staged claim of one unit.
 pub fn claim(root: &Path, refresh: &str, unit: &Fingerprint) -> Path {
     claims(root, refresh).join(format!("{unit}.json"))
+}
+
+/// The folder of what the workers of one refresh are at.
+pub fn pulses(root: &Path, refresh: &str) -> Path {
+    plan_folder(root, refresh).join("pulses")
+}
+
+/// What worker `index` of a refresh is at.
+pub fn pulse(root: &Path, refresh: &str, index: u32) -> Path {
+    pulses(root, refresh).join(format!("{index}.json"))
 }
 
 /// The folder of outcomes.

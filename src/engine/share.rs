@@ -5,15 +5,23 @@
 //! then takes over from the ends of the others' shares, knowing what they have
 //! done by then, and each thief another task. The first open tasks of a share,
 //! as many as a worker does at a time, are taken to be under way: they are left
-//! to their worker until nothing has become done anywhere for a while. So a task
-//! is rarely done twice, and never left undone by a worker that died.
+//! to their worker until nothing has become done anywhere for a while. Those that
+//! a worker tells it is at ([`super::pulse`]) are left to it for as long as it
+//! does, or until it has taken far longer than any took here. So a task is rarely
+//! done twice, and never left undone by a worker that died.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
+
+use super::pulse::ALIVE;
 
 /// How long nothing may become done before tasks that another worker seems to
 /// be doing are done again; at least this, and thrice the longest task.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same for those that another tells it is at: at least this, and five times
+/// the longest task that this worker has done, if it has done one.
+const STRAGGLING: Duration = Duration::from_secs(30);
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +56,8 @@ pub struct Share {
     open: Vec<usize>,
     index: usize,
     at_a_time: usize,
+    /// When another worker was last known to be at a task.
+    told: HashMap<usize, Instant>,
     longest: Duration,
     last_done: Instant,
     looked: Instant,
@@ -74,6 +84,7 @@ impl Share {
             shares,
             index: index % workers,
             at_a_time: at_a_time.max(1),
+            told: HashMap::new(),
             longest: Duration::ZERO,
             last_done: now,
             looked: now,
@@ -110,6 +121,11 @@ impl Share {
         self.longest = self.longest.max(took.unwrap_or_default());
     }
 
+    /// Records that another worker was at `task` at `now`.
+    pub fn under_way(&mut self, task: usize, now: Instant) {
+        self.told.insert(task, now);
+    }
+
     /// Records that the others' work is known as it was at `now`.
     pub fn looked(&mut self, now: Instant) {
         self.looked = now;
@@ -118,7 +134,7 @@ impl Share {
     /// The next task, which is then this worker's to do.
     pub fn next(&mut self, now: Instant) -> Next {
         let found = self
-            .first_of_its_own()
+            .first_of_its_own(now)
             .or_else(|| self.last_of_another(now))
             .or_else(|| self.last_of_one_that_stalls(now));
         match found {
@@ -138,13 +154,20 @@ impl Share {
         self.tasks[task] = state;
     }
 
-    fn first_of_its_own(&mut self) -> Option<usize> {
+    fn first_of_its_own(&mut self, now: Instant) -> Option<usize> {
         let tasks = &self.tasks;
         let share = &mut self.shares[self.index];
         while share.front().is_some_and(|at| tasks[*at] != State::Open) {
             share.pop_front();
         }
-        share.front().copied()
+        let mut share = self.shares[self.index].iter().copied();
+        share.find(|task| self.tasks[*task] == State::Open && !self.is_told(*task, now))
+    }
+
+    /// Whether another worker is at `task`, by what it tells.
+    fn is_told(&self, task: usize, now: Instant) -> bool {
+        let told = self.told.get(&task);
+        told.is_some_and(|at| now.duration_since(*at) < ALIVE)
     }
 
     fn others(&self) -> impl Iterator<Item = usize> {
@@ -168,16 +191,22 @@ impl Share {
             .others()
             .filter(|victim| self.open[*victim] > self.at_a_time + rank(*victim))
             .max_by_key(|victim| self.open[*victim])?;
-        self.open_from_the_end(victim).nth(rank(victim))
+        let mut open = self.open_from_the_end(victim);
+        let found = open.nth(rank(victim))?;
+        (!self.is_told(found, now)).then_some(found)
     }
 
     fn last_of_one_that_stalls(&self, now: Instant) -> Option<usize> {
-        let patience = PATIENCE.max(self.longest * 3);
-        if now.duration_since(self.last_done) < patience {
+        let quiet = self.quiet(now);
+        if quiet < PATIENCE.max(self.longest * 3) || now.duration_since(self.looked) > FRESH {
             return None;
         }
+        // Who has done none does not know how long one takes.
+        let straggles = !self.longest.is_zero() && quiet >= STRAGGLING.max(self.longest * 5);
+        let left = |task: &usize| straggles || !self.is_told(*task, now);
         self.others()
-            .find_map(|worker| self.open_from_the_end(worker).next())
+            .chain([self.index])
+            .find_map(|worker| self.open_from_the_end(worker).find(left))
     }
 }
 
@@ -255,8 +284,64 @@ mod tests {
         let mut share = Share::new(2, 2, 0, 1, now);
         assert_eq!(share.next(now), Next::Do(0));
         share.done(0, Some(Duration::from_secs(5)), now);
-        assert_eq!(share.next(now + PATIENCE), Next::Wait, "its tasks are long");
-        assert_eq!(share.next(now + Duration::from_secs(15)), Next::Do(1));
+        let later = now + PATIENCE;
+        share.looked(later);
+        assert_eq!(share.next(later), Next::Wait, "its tasks are long");
+        let later = now + Duration::from_secs(15);
+        assert_eq!(share.next(later), Next::Wait, "it may be done by now");
+        share.looked(later);
+        assert_eq!(share.next(later), Next::Do(1));
+    }
+
+    /// One that looks every half second at a worker that tells every other.
+    fn wait(share: &mut Share, task: usize, from: Instant, told: Duration) -> Duration {
+        let mut now = from;
+        loop {
+            now += Duration::from_millis(500);
+            if now.duration_since(from) <= told {
+                share.under_way(task, now);
+            }
+            share.looked(now);
+            match share.next(now) {
+                Next::Wait => {}
+                next => {
+                    assert_eq!(next, Next::Do(task));
+                    return now.duration_since(from);
+                }
+            }
+            if now.duration_since(from) > Duration::from_secs(7200) {
+                return Duration::MAX;
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_worker_tells_it_is_at_is_left_to_it_until_it_is_dead_or_straggles() {
+        let now = Instant::now();
+        let hours = Duration::from_secs(8000);
+        // One that has nothing of its own does not know how long a task takes.
+        let mut idle = Share::new(1, 2, 1, 1, now);
+        assert_eq!(wait(&mut idle, 0, now, hours), Duration::MAX);
+        let mut idle = Share::new(1, 2, 1, 1, now);
+        let minute = Duration::from_secs(60);
+        let waited = wait(&mut idle, 0, now, minute);
+        assert_eq!(waited, minute + ALIVE, "dead after a minute");
+        // One that has done its own does.
+        let mut quick = Share::new(2, 2, 0, 1, now);
+        assert_eq!(quick.next(now), Next::Do(0));
+        quick.done(0, Some(Duration::from_secs(20)), now);
+        let waited = wait(&mut quick, 1, now, hours);
+        assert_eq!(waited, Duration::from_secs(100));
+    }
+
+    #[test]
+    fn who_comes_late_does_not_begin_what_another_is_at() {
+        let now = Instant::now();
+        let mut late = Share::new(2, 2, 0, 1, now);
+        late.under_way(0, now);
+        assert_eq!(late.next(now), Next::Wait);
+        late.looked(now + ALIVE);
+        assert_eq!(late.next(now + ALIVE), Next::Do(0), "it is dead");
     }
 
     proptest! {

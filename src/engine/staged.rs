@@ -78,7 +78,7 @@ pub async fn left(
 }
 
 /// Those of the staged claims that `refresh` may use on `table`: whose files were
-/// never in a committed version; and the others.
+/// never in a committed version; and those whose files are known to have been.
 pub async fn usable(
     left: Vec<Left>,
     table: &Dataset,
@@ -88,14 +88,17 @@ pub async fn usable(
         return Ok((Vec::new(), Vec::new()));
     };
     let history = History::read(table, refresh, since).await?;
-    let claims = left.into_iter().flat_map(|left| {
-        let since = left.since;
-        left.claims.into_iter().map(move |claim| (claim, since))
-    });
-    let (usable, void): (Vec<_>, Vec<_>) =
-        claims.partition(|(claim, since)| history.never_had(claim, *since));
-    let alone = |claims: Vec<(Claim, u64)>| claims.into_iter().map(|(claim, _)| claim).collect();
-    Ok((alone(usable), alone(void)))
+    let (mut usable, mut had) = (Vec::new(), Vec::new());
+    for Left { since, claims } in left {
+        for claim in claims {
+            if history.never_had(&claim, since) {
+                usable.push(claim);
+            } else if history.had(&claim) {
+                had.push(claim);
+            }
+        }
+    }
+    Ok((usable, had))
 }
 
 /// When each file that was written for `claims` was, by the store's clock; `None`

@@ -100,6 +100,7 @@ pub async fn remove(
     let folders = folders.flat_map(|folder| {
         [
             paths::claims(root, folder),
+            paths::pulses(root, folder),
             paths::plan_folder(root, folder),
         ]
     });

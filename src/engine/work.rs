@@ -549,12 +549,7 @@ impl Work {
         }
         let merged = self.merged();
         let computed = judgement.added.iter().filter(|c| !merged.contains(&c.id()));
-        // What a commit of this refresh has left that others' came between, or whose
-        // other files were gone, is of its doing too.
-        let is_own = |claim: &&Claim| claim.refresh == self.bench.refresh;
-        let own = judgement.kept.iter().filter(is_own);
-        let kept = judgement.kept.len() - own.clone().count();
-        let nothing_kept = kept == 0
+        let nothing_kept = judgement.kept.is_empty()
             && judgement.trimmed.is_empty()
             && computed.clone().count() == judgement.added.len();
         Outcome {
@@ -563,9 +558,9 @@ impl Work {
             } else {
                 Mode::Incremental
             },
-            rows_written: computed.chain(own).map(|c| c.rows).sum(),
+            rows_written: computed.map(|c| c.rows).sum(),
             bytes_written: judgement.added.iter().map(|c| c.bytes).sum(),
-            units_kept: kept as u64,
+            units_kept: judgement.kept.len() as u64,
             ..self.unchanged(
                 judgement.claims().count() as u64,
                 table.version().version + 1,

@@ -10,11 +10,12 @@ use lance::dataset::{CommitBuilder, WriteMode};
 use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use relance::engine::outcome::Mode;
 use relance::engine::refresh::Request;
+use relance::engine::share;
 
 use crate::faults::run;
 use crate::faults::store::Faults;
 use crate::scenarios::filled;
-use crate::support::{Db, Form, SHAPES, commits_of, is_current, is_current_at, request};
+use crate::support::{Db, Form, SHAPES, commits_of, is_current, is_current_at, request, shape};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() {
@@ -312,4 +313,38 @@ async fn what_a_failed_refresh_has_left_costs_those_nothing_that_find_the_view_r
         assert!(beside <= without + 2, "{beside}, and {without} without");
     }
     assert!(left > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_a_worker_long_is_left_to_it_until_it_is_dead() {
+    let db = filled(true).await;
+    let shape = shape("window");
+    db.create_general_view("v", shape.sql).await;
+    let asked = request("v");
+    let worker = |index| Request {
+        workers: 2,
+        index,
+        ..asked.clone()
+    };
+    // The view is one unit: the first worker's.
+    let (slow, idle) = (Faults::holding("v.lance/data/"), Faults::none());
+    let second = worker(1);
+    let mut second = std::pin::pin!(run(&db, &second, idle.clone()));
+    let at_it = async {
+        let first = worker(0);
+        tokio::select! {
+            ended = run(&db, &first, slow.clone()) => panic!("{ended:?}"),
+            () = tokio::time::sleep(share::PATIENCE * 3) => {}
+        }
+    };
+    tokio::select! {
+        ended = &mut second => panic!("{ended:?}"),
+        () = at_it => {}
+    }
+    assert_eq!(slow.written("v.lance/"), 1);
+    assert_eq!(idle.written("v.lance/"), 0, "the first was at it");
+    // Now it is dead.
+    let done = second.await.unwrap();
+    assert_eq!(idle.written("v.lance/"), 1);
+    db.assert_right(shape, Form::Plain, &done).await;
 }

@@ -466,8 +466,14 @@ async fn races(form: Form, refreshers: &[Peer], others: &[Peer]) {
         "{rounds} rounds from RELANCE_SEED={first} in {:?}:",
         begun.elapsed()
     );
-    for (what, count) in tally {
+    for (what, count) in &tally {
         println!("{count:8} {what}");
+    }
+    // Who always loses does not race.
+    for peer in refreshers.iter().chain(others) {
+        let count = |how| tally.get(&format!("{peer:?} {how}")).copied();
+        let (ended, lost) = (count("ended as it may"), count("lost"));
+        assert!(ended.is_some() || lost < Some(12), "{peer:?} always lost");
     }
 }
 

@@ -119,13 +119,10 @@ pub async fn choose(
     let mut chosen = Chosen::new(pieces);
     if !request.full {
         let ledgers = ledgers.newest(LEDGERS).await?;
-        let kept = ledgers.iter().flat_map(|ledger| {
-            let kept = ledger.refresh != request.refresh;
-            let partials = ledger.partials.iter().filter(|partial| partial.is_own());
-            partials.map(move |partial| Partial {
-                kept,
-                ..partial.clone()
-            })
+        let kept = ledgers.iter().flat_map(|ledger| ledger.partials.clone());
+        let kept = kept.filter(Partial::is_own).map(|partial| Partial {
+            kept: true,
+            ..partial
         });
         let rest = chosen.take(kept.collect());
         if !chosen.is_complete() {

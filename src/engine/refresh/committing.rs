@@ -121,7 +121,7 @@ impl Run<'_> {
                 return Ok(Some((outcome, Some(table))));
             }
             if history.settled
-                && history.lost(&self.objects, &table).await?.is_empty()
+                && !history.is_robbed(&self.objects, &table, usize::MAX).await?
                 && let Some(outcome) = history.outcome
             {
                 // Another worker has done it. What was written since is not

@@ -31,6 +31,7 @@ use super::ledger::{Claim, Known};
 use super::outcome::{self, Outcome};
 use super::partials;
 use super::plan::Pinned;
+use super::pulse::Heard;
 pub use super::request::{Progress, Request};
 use super::store::Objects;
 use super::tidy::Rubbish;
@@ -146,6 +147,8 @@ struct Run<'a> {
     staged: HashMap<Fingerprint, Claim>,
     /// What identifies those of other refreshes that turned out to be of no use.
     void: HashSet<Fingerprint>,
+    /// What the other workers were at when it read their plan.
+    heard: Heard,
     /// How often it has planned there.
     plans: u32,
     /// The view's version at the first plan: nothing of this refresh is older.
@@ -174,6 +177,7 @@ impl<'a> Run<'a> {
             uri,
             staged: HashMap::new(),
             void: HashSet::new(),
+            heard: Heard::default(),
             plans: 0,
             since: None,
             robbed: None,
@@ -198,6 +202,7 @@ impl Run<'_> {
         let request = self.request;
         let commits = request.index == 0;
         let last = Notify::new();
+        let heard = std::mem::take(&mut self.heard);
         let look = self.look();
         let ahead = async {
             last.notified().await;
@@ -210,6 +215,7 @@ impl Run<'_> {
                 &self.objects,
                 request,
                 &mut self.staged,
+                heard,
                 progress,
                 &last,
             )
@@ -248,7 +254,7 @@ impl Run<'_> {
     /// The others wait until it has recorded the outcome; but not for ever, for
     /// it may have died.
     async fn left_to_the_first(&self) -> Result<Option<Outcome>> {
-        if self.request.workers <= 1 || self.request.index == 0 {
+        if self.request.workers <= 1 || self.request.index == 0 || self.robbed.is_some() {
             return Ok(None);
         }
         let turn = LEFT_FOR + TURN * self.request.index.min(10);

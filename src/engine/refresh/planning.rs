@@ -13,6 +13,7 @@ use crate::engine::history::History;
 use crate::engine::ledger::{Claim, Ledgers};
 use crate::engine::outcome::{self, Outcome};
 use crate::engine::plan::Plan;
+use crate::engine::pulse::{self, Heard};
 use crate::engine::staged::Left;
 use crate::engine::trim::{self, Trim};
 use crate::engine::view::{self, ViewInfo};
@@ -55,9 +56,8 @@ impl Run<'_> {
         );
         let (fixed, outcome) = fixed?;
         // Another worker may have seen the files of a commit before they were gone.
-        let robbed = self.robbed;
-        let counts = |done: &Outcome| robbed != Some(done.view_version);
-        if let Some(done) = outcome.filter(counts) {
+        let counts = self.robbed.is_none();
+        if let Some(done) = outcome.filter(|_| counts) {
             return Ok(Planned::Done(done));
         }
         let opened = opened?;
@@ -73,7 +73,7 @@ impl Run<'_> {
         self.since = Some(self.since.map_or(first, |since| since.min(first)));
         if let (Some(plan), 1) = (&fixed, n)
             && let Some(done) =
-                outcome::committed(objects, &opened.1, &request.refresh, plan).await?
+                outcome::committed(objects, &opened.1, &request.refresh, plan, usize::MAX).await?
         {
             return self.after_commit(plan, opened, done, &guess).await;
         }
@@ -81,18 +81,25 @@ impl Run<'_> {
         let left = || staged::left(objects, plans.clone(), &table, refresh, full);
         let own = async {
             if fixed.is_none() {
-                return Ok((Vec::new(), None));
+                return Ok((Vec::new(), Heard::default(), None));
             }
-            let left = left().await?;
+            let hear = async {
+                match request.workers > 1 {
+                    true => pulse::hear(objects, request, Heard::default()).await,
+                    false => Ok(Heard::default()),
+                }
+            };
+            let (left, heard) = futures::try_join!(left(), hear)?;
             // As the plan, what was staged for it goes once it is done.
-            Ok::<_, EngineError>((left, outcome::recorded(objects, refresh).await?))
+            Ok::<_, EngineError>((left, heard, outcome::recorded(objects, refresh).await?))
         };
         let (work, own) = futures::join!(
             Work::of(self.catalog, request, opened, fixed.as_ref(), &guess),
             own
         );
-        let (own, done) = own?;
-        if let Some(done) = done.filter(counts) {
+        let (own, heard, done) = own?;
+        self.heard = heard;
+        if let Some(done) = done.filter(|_| counts) {
             return Ok(Planned::Done(done));
         }
         let Some(mut work) = work? else {
@@ -265,7 +272,14 @@ impl Run<'_> {
     /// Takes over what is `left` staged and may be used on `table`.
     async fn take_over(&mut self, left: Vec<Left>, table: &Dataset) -> Result<()> {
         let refresh = &self.request.refresh;
-        let (usable, void) = staged::usable(left, table, refresh).await?;
+        let (usable, had) = staged::usable(left, table, refresh).await?;
+        // Its own that have been in a version would stand in the way of what is
+        // computed instead.
+        let own = had.iter().filter(|claim| claim.refresh == *refresh);
+        let stale: Vec<Fingerprint> = own.map(Claim::id).collect();
+        if !stale.is_empty() {
+            self.forget(stale).await?;
+        }
         // Its own first, and what is here already before all.
         for claim in usable {
             let id = claim.id();
@@ -273,16 +287,6 @@ impl Run<'_> {
                 self.staged.entry(id).or_insert(claim);
             }
         }
-        // Its own that are of no use would stand in the way of what is computed
-        // instead.
-        let own = void.iter().filter(|claim| claim.refresh == *refresh);
-        let stale = own
-            .filter(|claim| !claim.fragments.is_empty())
-            .map(Claim::id);
-        let stale: Vec<Fingerprint> = stale.collect();
-        if stale.is_empty() {
-            return Ok(());
-        }
-        self.forget(stale).await
+        Ok(())
     }
 }

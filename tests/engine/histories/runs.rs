@@ -31,14 +31,21 @@ impl Tally {
     pub fn note(&self, what: impl Into<String>) {
         *self.0.lock().unwrap().entry(what.into()).or_default() += 1;
     }
+
+    /// How often that was noted.
+    pub fn count(&self, what: &str) -> u64 {
+        self.0.lock().unwrap().get(what).copied().unwrap_or(0)
+    }
 }
 
-/// Has `live` run as many histories as `RELANCE_HISTORIES` says, or `default`.
+/// Has `live` run as many histories as `RELANCE_HISTORIES` says, or `default`;
+/// gives how many that were.
 pub async fn all<F>(
     default: u64,
     tally: &Tally,
     live: impl Fn(History) -> F + Copy + Send + 'static,
-) where
+) -> u64
+where
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
     let first = number("RELANCE_SEED", 1);
@@ -87,6 +94,7 @@ pub async fn all<F>(
         println!("{count:8} {what}");
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    histories
 }
 
 /// Runs a history in a task of its own, so that a panic is a failure too.
