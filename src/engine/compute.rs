@@ -23,7 +23,7 @@ use super::share::{Next, Share};
 use super::store::Objects;
 use super::trim::Trim;
 use super::work::{Task, Work};
-use super::{merge, paths, pulse};
+use super::{merge, outcome, paths, pulse};
 
 /// How often the others' claims are listed while there is work of one's own.
 const LOOK: Duration = Duration::from_millis(500);
@@ -46,20 +46,28 @@ enum Todo {
     Merge(Vec<Claim>),
 }
 
-/// Computes what `work`'s plan says, with the other workers of `request`, until
-/// all of it is staged. `staged` are the claims there are, by what identifies
-/// them, and takes the new ones, also where it fails. What the others were at is
-/// `heard`. `last` is told, perhaps
-/// again and again, once no more is left than all can have under way.
+/// What is known of the other workers before this one computes.
+pub struct Others {
+    /// What they were at.
+    pub heard: Heard,
+    /// Whether an outcome that one of them has recorded ends this one's work, too.
+    pub ends: bool,
+}
+
+/// Computes what `work`'s plan says, with the `others` of `request`, until all of
+/// it is staged, or they have ended the refresh. `staged` are the claims there are,
+/// by what identifies them, and takes the new ones, also where it fails. `last` is
+/// told, perhaps again and again, once no more is left than all can have under way.
 pub async fn compute(
     work: &Work,
     objects: &Objects,
     request: &Request,
     staged: &mut HashMap<Fingerprint, Claim>,
-    heard: Heard,
+    others: Others,
     progress: &watch::Sender<Progress>,
     last: &Notify,
 ) -> std::result::Result<(), UnitError> {
+    let Others { mut heard, ends } = others;
     let trims: HashMap<usize, &Trim> = work.plan.trims.iter().map(|t| (t.unit, t)).collect();
     let units = work.plan.units.iter().enumerate().map(|(at, unit)| {
         let trim = trims.get(&at).map(|trim| Box::new((*trim).clone()));
@@ -76,13 +84,8 @@ pub async fn compute(
     let at_a_time = threads + threads.div_ceil(2);
     let permits = Arc::new(Semaphore::new(threads));
     let workers = request.workers.max(1) as usize;
-    let mut share = Share::new(
-        tasks.len(),
-        workers,
-        request.index as usize,
-        at_a_time,
-        Instant::now(),
-    );
+    let own = request.index as usize % workers;
+    let mut share = Share::new(tasks.len(), workers, own, at_a_time, Instant::now());
     let parts = work.parts.as_ref().map_or(0, Parts::count) as u64;
     let mut now = Progress {
         units_done: work.plan.kept + parts,
@@ -101,7 +104,7 @@ pub async fn compute(
     }
     progress.send_replace(now);
     for task in heard.tasks.iter().filter_map(|id| task_of.get(id)) {
-        share.under_way(*task, Instant::now());
+        share.under_way(*task, heard.when);
     }
 
     // Fewer tasks than there are processors for: several do one.
@@ -111,7 +114,6 @@ pub async fn compute(
     let mut looking = FuturesUnordered::new();
     let mut looked = Instant::now();
     let mut known = HashSet::new();
-    let mut heard = heard;
     // Since when it is at its tasks, and when it told that last.
     let mut since: HashMap<usize, Instant> = HashMap::new();
     let mut telling = FuturesUnordered::new();
@@ -145,14 +147,16 @@ pub async fn compute(
         };
         let pause = pause.saturating_sub(looked.elapsed());
         // Others are waiting for what takes long.
-        let tell = since.values().min().map_or(Duration::MAX, |since| {
-            let late = pulse::LATE.saturating_sub(since.elapsed());
+        let late = |(task, since): (&usize, &Instant)| match task % workers == own {
+            true => pulse::LATE.saturating_sub(since.elapsed()),
+            false => Duration::ZERO,
+        };
+        let tell = since.iter().map(late).min().map_or(Duration::MAX, |late| {
             let again = told.map_or(Duration::ZERO, |told| {
                 pulse::EVERY.saturating_sub(told.elapsed())
             });
             late.max(again)
         });
-        let is_idle = running.len() < at_a_time;
         tokio::select! {
             Some(done) = telling.next() => {
                 let done: Result<()> = done;
@@ -164,13 +168,18 @@ pub async fn compute(
                 telling.push(pulse::tell(objects, request, tasks.collect()));
             }
             Some(found) = looking.next() => {
-                looked = Instant::now();
-                let ((listed, claims), new): ((Vec<Fingerprint>, Vec<Claim>), Option<Heard>) = found?;
-                if let Some(new) = new {
+                let (news, new): (News, Option<(Heard, bool)>) = found?;
+                let (listed, claims);
+                (looked, listed, claims) = news;
+                if let Some((new, ended)) = new {
                     for task in new.tasks.iter().filter_map(|id| task_of.get(id)) {
-                        share.under_way(*task, looked);
+                        share.under_way(*task, new.when);
                     }
                     heard = new;
+                    if ended && ends {
+                        // The claims are gone by now: nobody needs what is left.
+                        break;
+                    }
                 }
                 for task in listed.iter().filter_map(|id| task_of.get(id)) {
                     share.done(*task, None, looked);
@@ -190,14 +199,18 @@ pub async fn compute(
                 let known: HashSet<&Fingerprint> = known.iter().chain(staged.keys()).collect();
                 let missing = ids.iter().filter(|id| !known.contains(id));
                 let news = news(objects, request, missing.cloned().collect());
-                let before = (is_idle && share.quiet(Instant::now()) >= pulse::LATE)
-                    .then(|| heard.clone());
+                let is_quiet = share.quiet(Instant::now()) >= pulse::LATE;
+                let before = is_quiet.then(|| heard.clone());
                 looking.push(async move {
                     let hear = async {
-                        match before {
-                            Some(before) => pulse::hear(objects, request, before).await.map(Some),
-                            None => Ok(None),
-                        }
+                        let Some(before) = before else {
+                            return Ok(None);
+                        };
+                        let (heard, outcome) = futures::try_join!(
+                            pulse::hear(objects, request, before),
+                            outcome::recorded(objects, &request.refresh)
+                        )?;
+                        Ok(Some((heard, outcome.is_some())))
                     };
                     futures::try_join!(news, hear)
                 });
@@ -217,6 +230,10 @@ pub async fn compute(
         }
     }
     drop(running);
+    if told.is_some() {
+        while telling.next().await.is_some() {}
+        pulse::fall_silent(objects, request).await?;
+    }
 
     Ok(())
 }
@@ -228,17 +245,17 @@ pub fn task_ids(work: &Work) -> impl Iterator<Item = Fingerprint> {
     units.chain(work.plan.merges.iter().map(|group| merge::id(group)))
 }
 
+/// When a look was ended, which claims were there, and what they say.
+type News = (Instant, Vec<Fingerprint>, Vec<Claim>);
+
 /// Which of the `missing` claims the workers of `request` have recorded, and of
 /// those that the first worker, who commits, will need, what they say.
-async fn news(
-    objects: &Objects,
-    request: &Request,
-    missing: HashSet<Fingerprint>,
-) -> Result<(Vec<Fingerprint>, Vec<Claim>)> {
+async fn news(objects: &Objects, request: &Request, missing: HashSet<Fingerprint>) -> Result<News> {
     let commits = request.index == 0;
     if commits && missing.len() <= FEW {
         let said = claims(objects, request, missing.into_iter().collect()).await?;
-        return Ok((said.iter().map(Claim::id).collect(), said));
+        let ids = said.iter().map(Claim::id).collect();
+        return Ok((Instant::now(), ids, said));
     }
     let listed = objects
         .list(&paths::claims(objects.root(), &request.refresh))
@@ -252,7 +269,7 @@ async fn news(
         true => claims(objects, request, ids.clone()).await?,
         false => Vec::new(),
     };
-    Ok((ids, said))
+    Ok((Instant::now(), ids, said))
 }
 
 /// Reads the claims of `request` that `ids` identify and that are there.

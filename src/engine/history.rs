@@ -174,3 +174,52 @@ fn paths(fragments: &[Fragment]) -> impl Iterator<Item = String> {
     data.map(|file| data_path(&file.path))
         .chain(fragments.iter().filter_map(deletions))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::outcome::Mode;
+    use crate::engine::standing::tests::claim;
+
+    #[test]
+    fn what_was_in_a_version_or_may_have_been_is_not_to_be_committed_again() {
+        let known = claim("known");
+        let history = |unread| History {
+            added: known.written().into_iter().collect(),
+            unread,
+            ..History::default()
+        };
+        let all = history(None);
+        assert!(all.is_complete() && all.had(&known) && !all.never_had(&known, 7));
+        let other = claim("other");
+        assert!(!all.had(&other) && all.never_had(&other, 7));
+        // Version 9 could not be read: what was staged before may be in it.
+        let some = history(Some(9));
+        assert!(!some.is_complete() && !some.had(&other));
+        assert!(!some.never_had(&other, 8) && some.never_had(&other, 9));
+    }
+
+    #[test]
+    fn a_commit_that_is_known_to_be_robbed_is_none() {
+        let history = || History {
+            outcome: Some(Outcome {
+                mode: Mode::Rebuild,
+                source_version: 1,
+                source_versions: Default::default(),
+                view_version: 5,
+                rows_written: 1,
+                bytes_written: 1,
+                units_total: 1,
+                units_kept: 0,
+                unindexed_rows: None,
+            }),
+            settled: true,
+            ..History::default()
+        };
+        for (robbed, counts) in [(None, true), (Some(4), true), (Some(5), false)] {
+            let history = history().without(robbed);
+            assert_eq!(history.outcome.is_some(), counts, "{robbed:?}");
+            assert_eq!(history.settled, counts, "{robbed:?}");
+        }
+    }
+}

@@ -58,7 +58,7 @@ pub struct Outcome {
     pub bytes_written: u64,
     /// Units that the view consists of.
     pub units_total: u64,
-    /// Units whose rows were already right.
+    /// Units whose rows were already right when it planned what it committed.
     pub units_kept: u64,
     /// Rows of the view that one of its indices does not cover yet. Absent
     /// where the view has no index, or nobody looked.

@@ -1,24 +1,26 @@
 //! What the workers of a refresh are at: told by those who take long, so that the
 //! others do not begin the same.
 //!
-//! A worker that has been at some task for [`LATE`] writes an object that names all
-//! that it is at, and again every [`EVERY`]. Who has nothing left to do looks for
-//! these, and takes a task that was told of for one that is under way until
-//! nothing has been told for [`ALIVE`]: then its worker is dead. When it was told
-//! is seen by the reader's own clock, from when it sees the object change.
+//! A worker that has been at some task for [`LATE`], or has begun one of another's
+//! share, writes an object that names all that it is at, and again every [`EVERY`].
+//! When nothing has become done for a while the others look for these, and take a
+//! task that was told of for one that is under way until nothing has been told for
+//! [`ALIVE`]: then its worker is dead. When it was told is seen by the reader's own
+//! clock, from when it sees the object change.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::error::Result;
 use super::fingerprint::Fingerprint;
 use super::paths;
 use super::request::Request;
-use super::store::Objects;
+use super::store::{HEADS, Objects};
 
-/// How long a task takes at least of which others are told. Less than
+/// How long a task of its own takes at least of which a worker tells. Less than
 /// [`super::share::PATIENCE`], after which they would begin it.
 pub const LATE: Duration = Duration::from_secs(1);
 
@@ -36,12 +38,25 @@ struct Pulse {
 }
 
 /// What the others have told.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Heard {
     /// What they are at, as far as that was told since it was heard before.
     pub tasks: Vec<Fingerprint>,
+    /// When that was heard.
+    pub when: Instant,
     /// When each of them told last, by the store's clock.
     at: HashMap<String, SystemTime>,
+}
+
+impl Default for Heard {
+    /// Nothing yet.
+    fn default() -> Heard {
+        Heard {
+            tasks: Vec::new(),
+            when: Instant::now(),
+            at: HashMap::new(),
+        }
+    }
 }
 
 /// Tells the other workers of `request` that this one is at `tasks`. Errors:
@@ -51,25 +66,39 @@ pub async fn tell(objects: &Objects, request: &Request, tasks: Vec<Fingerprint>)
     objects.put(&path, &Pulse { tasks }).await
 }
 
+/// Takes back what this worker of `request` has told: it is at nothing any more.
+/// Errors: `Unavailable`.
+pub async fn fall_silent(objects: &Objects, request: &Request) -> Result<()> {
+    let path = paths::pulse(objects.root(), &request.refresh, request.index);
+    objects.delete(vec![path]).await
+}
+
 /// What the other workers of `request` have told since `before`. Errors:
 /// `Unavailable`.
 pub async fn hear(objects: &Objects, request: &Request, before: Heard) -> Result<Heard> {
     let refresh = &request.refresh;
     let own = paths::pulse(objects.root(), refresh, request.index);
-    let listed = objects
+    let mut listed = objects
         .list(&paths::pulses(objects.root(), refresh))
-        .await?
-        .into_iter()
-        .filter(|listed| listed.path != own);
-    let mut heard = Heard::default();
-    for listed in listed {
-        let known = before.at.get(&listed.name) == Some(&listed.modified);
-        if !known && let Some(pulse) = objects.get::<Pulse>(&listed.path).await? {
-            heard.tasks.extend(pulse.tasks);
-        }
-        heard.at.insert(listed.name, listed.modified);
-    }
-    Ok(heard)
+        .await?;
+    listed.retain(|listed| listed.path != own);
+    let when = Instant::now();
+    let new = listed
+        .iter()
+        .filter(|listed| before.at.get(&listed.name) != Some(&listed.modified))
+        .map(|listed| listed.path.clone());
+    let told: Vec<Option<Pulse>> = futures::stream::iter(new.collect::<Vec<_>>())
+        .map(|path| async move { objects.get::<Pulse>(&path).await })
+        .buffer_unordered(HEADS)
+        .try_collect()
+        .await?;
+    let tasks = told.into_iter().flatten().flat_map(|pulse| pulse.tasks);
+    let at = listed.into_iter().map(|l| (l.name, l.modified)).collect();
+    Ok(Heard {
+        tasks: tasks.collect(),
+        when,
+        at,
+    })
 }
 
 #[cfg(test)]
@@ -102,6 +131,9 @@ mod tests {
         // By some stores' clocks it is the same time still.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         tell(&objects, &worker(1), task("another")).await.unwrap();
-        assert_eq!(hear(heard).await.tasks, task("another"));
+        let heard = hear(heard).await;
+        assert_eq!(heard.tasks, task("another"));
+        fall_silent(&objects, &worker(1)).await.unwrap();
+        assert_eq!(hear(Heard::default()).await.tasks, []);
     }
 }

@@ -191,9 +191,9 @@ impl Share {
             .others()
             .filter(|victim| self.open[*victim] > self.at_a_time + rank(*victim))
             .max_by_key(|victim| self.open[*victim])?;
-        let mut open = self.open_from_the_end(victim);
-        let found = open.nth(rank(victim))?;
-        (!self.is_told(found, now)).then_some(found)
+        self.open_from_the_end(victim)
+            .filter(|task| !self.is_told(*task, now))
+            .nth(rank(victim))
     }
 
     fn last_of_one_that_stalls(&self, now: Instant) -> Option<usize> {
@@ -335,6 +335,22 @@ mod tests {
     }
 
     #[test]
+    fn what_another_thief_is_at_is_passed_over() {
+        let now = Instant::now();
+        let mut share = Share::new(30, 3, 1, 1, now);
+        for task in (0..30).filter(|task| task % 3 != 0) {
+            share.done(task, None, now);
+        }
+        share.under_way(27, now);
+        share.under_way(24, now);
+        assert_eq!(
+            share.next(now),
+            Next::Do(18),
+            "and one is left to the third"
+        );
+    }
+
+    #[test]
     fn who_comes_late_does_not_begin_what_another_is_at() {
         let now = Instant::now();
         let mut late = Share::new(2, 2, 0, 1, now);
@@ -354,6 +370,7 @@ mod tests {
             at_a_time in 1usize..3,
             order in prop::collection::vec(0usize..5, 0..200),
             dead in 0usize..5,
+            hears in prop::collection::vec(any::<bool>(), 1..20),
         ) {
             let mut now = Instant::now();
             let mut shares: Vec<Share> =
@@ -364,8 +381,14 @@ mod tests {
             let survivors: Vec<usize> = (0..workers).filter(|w| *w != dead || workers == 1).collect();
             let steps = order.iter().map(|w| w % workers)
                 .chain(survivors.iter().copied().cycle().take(survivors.len() * (tasks + 2) * 3));
-            for worker in steps {
+            for (step, worker) in steps.enumerate() {
                 now += Duration::from_millis(700);
+                // The dead one tells for a while, too.
+                for (other, tasks) in running.iter().enumerate() {
+                    if hears[step % hears.len()] && (survivors.contains(&other) || step < 30) {
+                        tasks.iter().for_each(|task| shares[worker].under_way(*task, now));
+                    }
+                }
                 for task in &all_done { shares[worker].done(*task, None, now); }
                 shares[worker].looked(now);
                 if let Some(task) = running[worker].pop() {

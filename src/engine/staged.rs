@@ -151,3 +151,30 @@ pub async fn has_wal(objects: &Objects) -> Result<bool> {
         .iter()
         .any(|name| uuid::Uuid::parse_str(name).is_ok()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn claims_whose_files_are_gone_or_too_old_may_not_be_committed() {
+        let now = SystemTime::UNIX_EPOCH + STAGED_FOR * 3;
+        let id = |name: &str| Fingerprint::of_text(name);
+        let second = Duration::from_secs(1);
+        let looked = vec![
+            (id("new"), Some(now)),
+            (id("young"), Some(now - STAGED_FOR + second)),
+            (id("old"), Some(now - STAGED_FOR)),
+            (id("gone"), None),
+            // Of two files one is.
+            (id("half"), Some(now)),
+            (id("half"), None),
+            // By another clock it is yet to be written.
+            (id("ahead"), Some(now + second)),
+        ];
+        let lost = lost(looked, now);
+        assert_eq!(lost, HashSet::from(["old", "gone", "half"].map(id)));
+    }
+}

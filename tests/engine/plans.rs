@@ -328,22 +328,21 @@ async fn what_takes_a_worker_long_is_left_to_it_until_it_is_dead() {
     };
     // The view is one unit: the first worker's.
     let (slow, idle) = (Faults::holding("v.lance/data/"), Faults::none());
-    let second = worker(1);
-    let mut second = std::pin::pin!(run(&db, &second, idle.clone()));
-    let at_it = async {
-        let first = worker(0);
-        tokio::select! {
-            ended = run(&db, &first, slow.clone()) => panic!("{ended:?}"),
-            () = tokio::time::sleep(share::PATIENCE * 3) => {}
-        }
-    };
+    let (first, second) = (worker(0), worker(1));
+    let mut first = Box::pin(run(&db, &first, slow.clone()));
     tokio::select! {
-        ended = &mut second => panic!("{ended:?}"),
-        () = at_it => {}
+        ended = &mut first => panic!("{ended:?}"),
+        () = slow.reached() => {}
     }
-    assert_eq!(slow.written("v.lance/"), 1);
-    assert_eq!(idle.written("v.lance/"), 0, "the first was at it");
+    let mut second = std::pin::pin!(run(&db, &second, idle.clone()));
+    tokio::select! {
+        ended = &mut first => panic!("{ended:?}"),
+        ended = &mut second => panic!("{ended:?}"),
+        () = tokio::time::sleep(share::PATIENCE * 3) => {}
+    }
+    assert_eq!(idle.written("v.lance/"), 0, "the first is at it");
     // Now it is dead.
+    drop(first);
     let done = second.await.unwrap();
     assert_eq!(idle.written("v.lance/"), 1);
     db.assert_right(shape, Form::Plain, &done).await;

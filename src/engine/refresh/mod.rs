@@ -22,7 +22,7 @@ use tracing::info;
 use self::committing::Seen;
 use self::planning::Planned;
 use super::catalog::Catalog;
-use super::compute::{claims, compute, task_ids};
+use super::compute::{Others, claims, compute, task_ids};
 use super::error::{EngineError, Result};
 use super::execute::UnitError;
 use super::fingerprint::Fingerprint;
@@ -202,7 +202,11 @@ impl Run<'_> {
         let request = self.request;
         let commits = request.index == 0;
         let last = Notify::new();
-        let heard = std::mem::take(&mut self.heard);
+        let others = Others {
+            heard: std::mem::take(&mut self.heard),
+            // What is on record is not so where files of it are gone.
+            ends: self.robbed.is_none(),
+        };
         let look = self.look();
         let ahead = async {
             last.notified().await;
@@ -215,7 +219,7 @@ impl Run<'_> {
                 &self.objects,
                 request,
                 &mut self.staged,
-                heard,
+                others,
                 progress,
                 &last,
             )

@@ -79,17 +79,15 @@ impl Run<'_> {
         }
         let (refresh, full, table) = (&request.refresh, request.full, opened.1.clone());
         let left = || staged::left(objects, plans.clone(), &table, refresh, full);
+        let hear = async || match request.workers > 1 {
+            true => pulse::hear(objects, request, Heard::default()).await,
+            false => Ok(Heard::default()),
+        };
         let own = async {
             if fixed.is_none() {
                 return Ok((Vec::new(), Heard::default(), None));
             }
-            let hear = async {
-                match request.workers > 1 {
-                    true => pulse::hear(objects, request, Heard::default()).await,
-                    false => Ok(Heard::default()),
-                }
-            };
-            let (left, heard) = futures::try_join!(left(), hear)?;
+            let (left, heard) = futures::try_join!(left(), hear())?;
             // As the plan, what was staged for it goes once it is done.
             Ok::<_, EngineError>((left, heard, outcome::recorded(objects, refresh).await?))
         };
@@ -172,6 +170,10 @@ impl Run<'_> {
             // That all agree on it tells that nothing was committed meanwhile.
             nothing =
                 n == 1 && now.is_done() && now.added.is_empty() && !carried && agreed == work.plan;
+            if agreed != work.plan {
+                // Others began while this worker planned.
+                self.heard = hear().await?;
+            }
             fixed = Some(agreed);
         }
         if let Some(plan) = fixed {

@@ -3,6 +3,7 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
+use relance::engine::outcome;
 
 use super::sources::Sources;
 use super::{Right, TALLY, View, among, could_not, same, settled, versions_now, versions_of};
@@ -71,12 +72,14 @@ pub async fn faulty(
     view.told(db, &right).await?;
     if random.random_bool(0.5) {
         let before = view.rows(db).await;
-        let committed = commits_of(db, &view.name, &asked.refresh).await > 0;
+        let id = [view.name.clone()];
+        let found = outcome::find(&db.catalog().await, &id, &asked.refresh).await;
+        let ended = found.is_ok_and(|found| found.is_some());
         let done = db.refresh_as(asked.clone()).await;
         log.push(format!("the same again: {done:?}"));
-        // What has committed is told of, and not looked at again.
+        // What has ended is told of, and not looked at again.
         match (&done, &right) {
-            (Ok(_), Ok(right)) if committed => {
+            (Ok(_), Ok(right)) if ended => {
                 same(&view.name, "again", &view.rows(db).await, right)?;
             }
             _ => settled(db, view, &done, &before, &right).await?,
