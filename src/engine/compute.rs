@@ -10,7 +10,7 @@ use futures::stream::FuturesUnordered;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::error::{EngineError, Result};
 use super::execute::{UnitError, Workbench};
@@ -112,6 +112,7 @@ pub async fn compute(
 
     let mut running = FuturesUnordered::new();
     let mut looking = FuturesUnordered::new();
+    let mut hearing = FuturesUnordered::new();
     let mut looked = Instant::now();
     let mut known = HashSet::new();
     // Since when it is at its tasks, and when it told that last.
@@ -159,8 +160,7 @@ pub async fn compute(
         });
         tokio::select! {
             Some(done) = telling.next() => {
-                let done: Result<()> = done;
-                done?;
+                unheard(done);
             }
             () = tokio::time::sleep(tell), if workers > 1 && telling.is_empty() && !since.is_empty() => {
                 told = Some(Instant::now());
@@ -168,19 +168,8 @@ pub async fn compute(
                 telling.push(pulse::tell(objects, request, tasks.collect()));
             }
             Some(found) = looking.next() => {
-                let (news, new): (News, Option<(Heard, bool)>) = found?;
-                let (listed, claims);
-                (looked, listed, claims) = news;
-                if let Some((new, ended)) = new {
-                    for task in new.tasks.iter().filter_map(|id| task_of.get(id)) {
-                        share.under_way(*task, new.when);
-                    }
-                    heard = new;
-                    if ended && ends {
-                        // The claims are gone by now: nobody needs what is left.
-                        break;
-                    }
-                }
+                looked = Instant::now();
+                let (listed, claims): (Vec<Fingerprint>, Vec<Claim>) = found?;
                 for task in listed.iter().filter_map(|id| task_of.get(id)) {
                     share.done(*task, None, looked);
                 }
@@ -195,25 +184,32 @@ pub async fn compute(
                 }
                 progress.send_replace(now);
             }
+            Some(new) = hearing.next() => {
+                let (new, ended): (Heard, bool) = new?;
+                for task in new.tasks.iter().filter_map(|id| task_of.get(id)) {
+                    share.under_way(*task, new.when);
+                }
+                heard = new;
+                if ended && ends {
+                    // The claims are gone by now: nobody needs what is left.
+                    break;
+                }
+            }
             () = tokio::time::sleep(pause), if workers > 1 && looking.is_empty() => {
                 let known: HashSet<&Fingerprint> = known.iter().chain(staged.keys()).collect();
                 let missing = ids.iter().filter(|id| !known.contains(id));
                 let news = news(objects, request, missing.cloned().collect());
-                let is_quiet = share.quiet(Instant::now()) >= pulse::LATE;
-                let before = is_quiet.then(|| heard.clone());
-                looking.push(async move {
-                    let hear = async {
-                        let Some(before) = before else {
-                            return Ok(None);
-                        };
+                looking.push(news);
+                if share.quiet(Instant::now()) >= pulse::LATE && hearing.is_empty() {
+                    let before = heard.clone();
+                    hearing.push(async move {
                         let (heard, outcome) = futures::try_join!(
                             pulse::hear(objects, request, before),
                             outcome::recorded(objects, &request.refresh)
                         )?;
-                        Ok(Some((heard, outcome.is_some())))
-                    };
-                    futures::try_join!(news, hear)
-                });
+                        Ok::<_, EngineError>((heard, outcome.is_some()))
+                    });
+                }
             }
             Some((task, result)) = running.next() => {
                 since.remove(&task);
@@ -231,11 +227,18 @@ pub async fn compute(
     }
     drop(running);
     if told.is_some() {
-        while telling.next().await.is_some() {}
-        pulse::fall_silent(objects, request).await?;
+        telling.for_each(async |told| unheard(told)).await;
+        unheard(pulse::fall_silent(objects, request).await);
     }
 
     Ok(())
+}
+
+/// What came of telling the others. That they do not hear costs time alone.
+fn unheard(told: Result<()>) {
+    if let Err(error) = told {
+        debug!(%error, "the other workers could not be told what this one is at");
+    }
 }
 
 /// What identifies the units and the merges of `work`'s plan.
@@ -245,17 +248,17 @@ pub fn task_ids(work: &Work) -> impl Iterator<Item = Fingerprint> {
     units.chain(work.plan.merges.iter().map(|group| merge::id(group)))
 }
 
-/// When a look was ended, which claims were there, and what they say.
-type News = (Instant, Vec<Fingerprint>, Vec<Claim>);
-
 /// Which of the `missing` claims the workers of `request` have recorded, and of
 /// those that the first worker, who commits, will need, what they say.
-async fn news(objects: &Objects, request: &Request, missing: HashSet<Fingerprint>) -> Result<News> {
+async fn news(
+    objects: &Objects,
+    request: &Request,
+    missing: HashSet<Fingerprint>,
+) -> Result<(Vec<Fingerprint>, Vec<Claim>)> {
     let commits = request.index == 0;
     if commits && missing.len() <= FEW {
         let said = claims(objects, request, missing.into_iter().collect()).await?;
-        let ids = said.iter().map(Claim::id).collect();
-        return Ok((Instant::now(), ids, said));
+        return Ok((said.iter().map(Claim::id).collect(), said));
     }
     let listed = objects
         .list(&paths::claims(objects.root(), &request.refresh))
@@ -269,7 +272,7 @@ async fn news(objects: &Objects, request: &Request, missing: HashSet<Fingerprint
         true => claims(objects, request, ids.clone()).await?,
         false => Vec::new(),
     };
-    Ok((Instant::now(), ids, said))
+    Ok((ids, said))
 }
 
 /// Reads the claims of `request` that `ids` identify and that are there.

@@ -191,7 +191,9 @@ impl Share {
             .others()
             .filter(|victim| self.open[*victim] > self.at_a_time + rank(*victim))
             .max_by_key(|victim| self.open[*victim])?;
+        // Its first ones it seems to be at.
         self.open_from_the_end(victim)
+            .take(self.open[victim].saturating_sub(self.at_a_time))
             .filter(|task| !self.is_told(*task, now))
             .nth(rank(victim))
     }
@@ -351,6 +353,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_worker_has_begun_and_not_told_yet_is_not_taken_for_what_others_tell() {
+        let now = Instant::now();
+        let mut share = Share::new(21, 3, 2, 2, now);
+        let left = [3, 6, 9, 12];
+        for task in (0..21).filter(|task| !left.contains(task)) {
+            share.done(task, None, now);
+        }
+        for task in [3, 9, 12] {
+            share.under_way(task, now);
+        }
+        assert_eq!(share.next(now), Next::Wait, "the first is at 3 and 6");
+    }
+
+    #[test]
     fn who_comes_late_does_not_begin_what_another_is_at() {
         let now = Instant::now();
         let mut late = Share::new(2, 2, 0, 1, now);
@@ -380,7 +396,7 @@ mod tests {
             let mut all_done = std::collections::BTreeSet::new();
             let survivors: Vec<usize> = (0..workers).filter(|w| *w != dead || workers == 1).collect();
             let steps = order.iter().map(|w| w % workers)
-                .chain(survivors.iter().copied().cycle().take(survivors.len() * (tasks + 2) * 3));
+                .chain(survivors.iter().copied().cycle().take(survivors.len() * ((tasks + 2) * 3 + 40)));
             for (step, worker) in steps.enumerate() {
                 now += Duration::from_millis(700);
                 // The dead one tells for a while, too.

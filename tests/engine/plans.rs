@@ -10,7 +10,7 @@ use lance::dataset::{CommitBuilder, WriteMode};
 use lancedb::materialized_view::{DEFINITION_META_KEY, definition_metadata_from_sql};
 use relance::engine::outcome::Mode;
 use relance::engine::refresh::Request;
-use relance::engine::share;
+use relance::engine::{pulse, share};
 
 use crate::faults::run;
 use crate::faults::store::Faults;
@@ -338,7 +338,7 @@ async fn what_takes_a_worker_long_is_left_to_it_until_it_is_dead() {
     tokio::select! {
         ended = &mut first => panic!("{ended:?}"),
         ended = &mut second => panic!("{ended:?}"),
-        () = tokio::time::sleep(share::PATIENCE * 3) => {}
+        () = tokio::time::sleep(pulse::ALIVE + share::PATIENCE) => {}
     }
     assert_eq!(idle.written("v.lance/"), 0, "the first is at it");
     // Now it is dead.

@@ -280,11 +280,11 @@ impl<'a> Chosen<'a> {
 /// the view did before it was redefined. What another refresh under way may need
 /// stays for as long as what it has staged.
 pub async fn prune(objects: &Objects, work: &Work, refresh: &str, known: &Known) -> Result<()> {
-    if work.plan.units.is_empty() {
+    let needs = work.mergeable().is_some();
+    if needs && work.plan.units.is_empty() {
         // Nothing has come to be of no use: there is no need to list them.
         return Ok(());
     }
-    let needs = work.mergeable().is_some();
     if !needs && known.values().all(|ledger| ledger.partials.is_empty()) {
         return Ok(());
     }

@@ -166,14 +166,13 @@ impl Run<'_> {
             let units = !work.plan.units.is_empty();
             work.plan.partials =
                 partials::choose(&work, objects, &mut ledgers, &plans, request, units).await?;
-            let agreed = self.objects.agree(&path, work.plan.clone()).await?;
+            // Others may have begun while this worker planned.
+            let agreed = self.objects.agree(&path, work.plan.clone());
+            let (agreed, heard) = futures::try_join!(agreed, hear())?;
+            self.heard = heard;
             // That all agree on it tells that nothing was committed meanwhile.
             nothing =
                 n == 1 && now.is_done() && now.added.is_empty() && !carried && agreed == work.plan;
-            if agreed != work.plan {
-                // Others began while this worker planned.
-                self.heard = hear().await?;
-            }
             fixed = Some(agreed);
         }
         if let Some(plan) = fixed {
