@@ -349,13 +349,16 @@ class Schedule:
         say(f"quiet: {sum(self.killed.values())} kills in {self.quiet - begun:.0f} s")
         self.sent.set()
         self.revive(everything=True)
-        # Whatever died with another (an init, a shim) comes back as well.
+        self.mend()
+
+    def mend(self):
+        """Whatever died with another (an init, a shim) comes back as well."""
         for cluster in (self.home, self.far):
             cluster.run("up")
 
     def settle(self):
         """The refreshes once all are over, and how long that took."""
-        quiet = self.quiet
+        quiet = mended = self.quiet
         while True:
             listed = self.home.kubectl("get", "mvr", "-o", "json")
             if listed and not self.unsent:
@@ -369,6 +372,10 @@ class Schedule:
                     return found, None
             elif time.monotonic() - quiet > PATIENCE:
                 sys.exit("the API server did not come back")
+            if time.monotonic() - mended > 15:
+                # A kubelet that finds containerd beginning ends, as often as somebody starts it.
+                self.mend()
+                mended = time.monotonic()
             time.sleep(2)
 
 
