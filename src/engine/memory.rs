@@ -15,7 +15,8 @@
 //! allocator keeps of all that, comes to 5 to 11 R: so all units together take
 //! at most about two thirds of the limit, whatever the size of the tables, of their
 //! fragments and of the units. (A single row that has more than R bytes is read
-//! all the same.)
+//! all the same.) A query that reads several tables shares R among their scans, as
+//! far as each has the least of it.
 //!
 //! **Queries.** Views that are recomputed whole sort, join and aggregate more
 //! rows than memory takes. What these operators hold comes out of one pool for
@@ -79,6 +80,16 @@ impl Memory {
     /// Where queries run.
     pub fn runtime(&self) -> &Arc<RuntimeEnv> {
         &self.runtime
+    }
+
+    /// The same for each of `scans` that may run at a time in one unit: they share
+    /// what a scan may read ahead.
+    pub fn among(&self, scans: usize) -> Memory {
+        let share = self.read_ahead / scans.max(1) as u64;
+        Memory {
+            runtime: self.runtime.clone(),
+            read_ahead: share.max(LEAST_READ_AHEAD.min(self.read_ahead)),
+        }
     }
 
     /// Keeps what `scanner` holds within bounds.
@@ -204,5 +215,15 @@ mod tests {
         );
         assert_eq!(total("nothing"), None);
         assert!(limit() > 0);
+    }
+
+    #[test]
+    fn the_scans_of_one_query_share_what_a_scan_may_read_ahead() {
+        let mut memory = Memory::new(1, None).unwrap();
+        memory.read_ahead = READ_AHEAD;
+        let each = |scans| memory.among(scans).read_ahead;
+        assert_eq!((each(0), each(1)), (READ_AHEAD, READ_AHEAD));
+        assert_eq!(each(8), READ_AHEAD / 8);
+        assert_eq!(each(1000), LEAST_READ_AHEAD);
     }
 }

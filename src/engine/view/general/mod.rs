@@ -44,7 +44,7 @@ use lance_table::format::Fragment;
 use tokio::sync::RwLock;
 
 use self::names::Query;
-use self::source::SourceTable;
+use self::source::{Scans, SourceTable};
 use super::ViewInfo;
 use super::output;
 use super::sql::refuse_changing;
@@ -157,7 +157,7 @@ impl General {
             },
             turns: Arc::default(),
         };
-        let context = general.context(1, false, false);
+        let context = general.context(1, false, false, Scans::default());
         let tables: Vec<Arc<SourceTable>> = sources
             .iter()
             .enumerate()
@@ -253,7 +253,8 @@ impl General {
             // Rows that are not parted are joined by their hashes all the same.
             partitions = partitions.max(2);
         }
-        let context = self.context(partitions, sorted, branch.blobs);
+        let scans = Scans::of(&plan)?;
+        let context = self.context(partitions, sorted, branch.blobs, scans);
         let mut physical = context.state().create_physical_plan(&plan).await?;
         if frugal {
             physical = sorted_whole(physical)?;
@@ -270,11 +271,18 @@ impl General {
         )))
     }
 
-    fn context(&self, partitions: usize, sorted: bool, blobs: bool) -> SessionContext {
+    fn context(
+        &self,
+        partitions: usize,
+        sorted: bool,
+        blobs: bool,
+        scans: Scans,
+    ) -> SessionContext {
         let mut config = SessionConfig::new()
             .with_default_catalog_and_schema(CATALOG, SCHEMA)
             .with_create_default_catalog_and_schema(true)
             .with_information_schema(false)
+            .with_extension(Arc::new(scans))
             .with_target_partitions(partitions)
             .with_sort_spill_reservation_bytes(SORT_RESERVE.min(self.pool / 8 / partitions));
         let options = config.options_mut();

@@ -14,7 +14,8 @@ use datafusion::datasource::source_as_provider;
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::TableType;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion_expr::Expr;
+use datafusion_common::tree_node::TreeNodeRecursion;
+use datafusion_expr::{Expr, LogicalPlan};
 use lance::Dataset;
 use lance::dataset::scanner::MaterializationStyle;
 use lance_core::datatypes::BlobHandling;
@@ -82,13 +83,15 @@ impl TableProvider for SourceTable {
 
     async fn scan(
         &self,
-        _state: &dyn Session,
+        state: &dyn Session,
         projection: Option<&Vec<usize>>,
         _filters: &[Expr],
         limit: Option<usize>,
     ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
         let mut scan = self.dataset.scan();
-        self.memory.bound(&mut scan);
+        let scans = state.config().get_extension::<Scans>();
+        let memory = self.memory.among(scans.map_or(1, |scans| scans.0));
+        memory.bound(&mut scan);
         scan.materialization_style(MaterializationStyle::AllEarly);
         if let Some(extent) = &self.extent {
             extent.restrict(&mut scan).await?;
@@ -104,11 +107,27 @@ impl TableProvider for SourceTable {
         let is_read = |at: usize| projection.is_none_or(|projection| projection.contains(&at));
         let mut read = stored.fields.iter().enumerate();
         if read.any(|(at, field)| holds_blobs(field) && is_read(at)) {
-            self.memory.bound_blobs(&mut scan);
+            memory.bound_blobs(&mut scan);
         }
         scan.blob_handling(BlobHandling::AllBinary);
         scan.limit(limit.and_then(|l| i64::try_from(l).ok()), None)?;
         scan.create_plan().await.map_err(DataFusionError::from)
+    }
+}
+
+/// How many tables a plan scans, as an extension of its session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scans(usize);
+
+impl Scans {
+    /// Those of `plan`, its subqueries included.
+    pub fn of(plan: &LogicalPlan) -> datafusion::common::Result<Scans> {
+        let mut scans = 0;
+        plan.apply_with_subqueries(|node| {
+            scans += usize::from(matches!(node, LogicalPlan::TableScan(_)));
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(Scans(scans))
     }
 }
 
