@@ -103,9 +103,7 @@ pub async fn compute(
         }
     }
     progress.send_replace(now);
-    for task in heard.tasks.iter().filter_map(|id| task_of.get(id)) {
-        share.under_way(*task, heard.when);
-    }
+    note(&mut share, &task_of, &heard);
 
     // Fewer tasks than there are processors for: several do one.
     let threads_each = (threads * workers / tasks.len().max(1)).clamp(1, threads);
@@ -186,9 +184,7 @@ pub async fn compute(
             }
             Some(new) = hearing.next() => {
                 let (new, ended): (Heard, bool) = new?;
-                for task in new.tasks.iter().filter_map(|id| task_of.get(id)) {
-                    share.under_way(*task, new.when);
-                }
+                note(&mut share, &task_of, &new);
                 heard = new;
                 if ended && ends {
                     // The claims are gone by now: nobody needs what is left.
@@ -198,8 +194,7 @@ pub async fn compute(
             () = tokio::time::sleep(pause), if workers > 1 && looking.is_empty() => {
                 let known: HashSet<&Fingerprint> = known.iter().chain(staged.keys()).collect();
                 let missing = ids.iter().filter(|id| !known.contains(id));
-                let news = news(objects, request, missing.cloned().collect());
-                looking.push(news);
+                looking.push(news(objects, request, missing.cloned().collect()));
                 if share.quiet(Instant::now()) >= pulse::LATE && hearing.is_empty() {
                     let before = heard.clone();
                     hearing.push(async move {
@@ -232,6 +227,13 @@ pub async fn compute(
     }
 
     Ok(())
+}
+
+/// Has `share` know what was heard of the others.
+fn note(share: &mut Share, task_of: &HashMap<&Fingerprint, usize>, heard: &Heard) {
+    for task in heard.tasks.iter().filter_map(|id| task_of.get(id)) {
+        share.under_way(*task, heard.when);
+    }
 }
 
 /// What came of telling the others. That they do not hear costs time alone.
