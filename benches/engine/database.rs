@@ -137,7 +137,7 @@ impl Database {
             )));
             Schema::new_with_metadata(fields, prepared.schema().metadata().clone())
         } else {
-            let frame = self.frame(self.workload.oracle).await;
+            let frame = self.frame(self.workload.sql).await;
             let definition = definition_metadata_from_sql_with_defaults(self.workload.sql, "", &[]);
             Schema::new_with_metadata(
                 frame.schema().as_arrow().fields().clone(),

@@ -8,6 +8,7 @@
 //! ```text
 //! cargo bench --bench engine                                  everything: 20 M, 2 M and 200,000 rows
 //! cargo bench --bench engine -- rows --rows 200000 --rounds 3 one part, small
+//! cargo bench --bench engine -- memory --memory joined,window two views in a small pod's memory
 //! cargo bench --bench engine -- --write benches/RESULTS.md    and keep the tables
 //! ```
 //!
@@ -33,6 +34,7 @@ use clap::{Parser, ValueEnum};
 use relance::engine::processors;
 
 use changes::Change;
+use memory::Large;
 use report::Report;
 
 /// Benchmarks the engine.
@@ -47,10 +49,13 @@ pub struct Args {
     /// Which changes to a source; all, if none is named.
     #[arg(long, value_enum, value_delimiter = ',')]
     changes: Vec<Change>,
-    /// Source rows of `grouped`, `unnest` and `joined`; a hundredth of it for `wide`,
-    /// a fortieth for `memory`.
+    /// Source rows of `grouped`, `unnest` and `joined`; a hundredth of it for `wide`. Of
+    /// `memory` all for `names`, a fortieth for `vectors` and `texts`, an eightieth else.
     #[arg(long, default_value_t = 20_000_000)]
     shape_rows: u64,
+    /// Which views of part `memory`; all, if none is named.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    memory: Vec<Large>,
     /// How often each figure is taken.
     #[arg(long, default_value_t = 5)]
     rounds: usize,

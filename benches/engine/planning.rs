@@ -12,7 +12,7 @@ use lance::dataset::transaction::{Operation, TransactionBuilder};
 use lance::dataset::{CommitBuilder, WriteDestination};
 use lance_table::format::Fragment;
 use relance::engine::catalog::Catalog;
-use relance::engine::ledger::{Claim, Ledger};
+use relance::engine::ledger::{Claim, LEDGERS_KEPT, Ledger};
 use relance::engine::outcome::{Mode, Outcome};
 use relance::engine::paths;
 use relance::engine::refresh::{Progress, Request, refresh};
@@ -21,7 +21,9 @@ use tokio::sync::watch;
 
 use crate::Args;
 use crate::database::{Database, FRAGMENTS};
+use crate::memory::LIMIT;
 use crate::report::{Report, median};
+use crate::worker::{self, Group, Task};
 use crate::workload::ROWS;
 
 /// Rows of each fragment.
@@ -52,6 +54,59 @@ pub async fn run(args: &Args, report: &mut Report) {
     database.create_view("v", false).await;
     forge(&database).await;
     measure(args, &database, report).await;
+    drift(args, &database, report).await;
+}
+
+/// What a worker takes that may have 2 GiB, of whose view a fragment is in no ledger:
+/// it reads all that there are, which say the same of nearly all units.
+async fn drift(args: &Args, database: &Database, report: &mut Report) {
+    let ledgers = std::path::PathBuf::from(database.path("v")).join("_relance/ledgers");
+    let named = |name: &str| ledgers.join(format!("{:020}-{name}.json", 0));
+    let entries = std::fs::read_dir(&ledgers).expect("ledgers");
+    let sizes = entries.map(|entry| entry.expect("a ledger").path());
+    let largest = sizes.max_by_key(|path| path.metadata().map_or(0, |m| m.len()));
+    let largest = largest.expect("a ledger");
+    for n in 1..LEDGERS_KEPT {
+        std::fs::copy(&largest, named(&format!("old-{n:02}"))).expect("copied");
+    }
+    let view = database.open("v").await;
+    let rows = view.count_rows(None).await.expect("counted") as u64;
+    let data = std::path::PathBuf::from(database.path("v")).join("data");
+    let foreign = copy(&view.fragments()[0], &data, args.fragments + 1);
+    append(view, vec![foreign]).await;
+    report.say(&format!(
+        "\nOf a view of so many units, all its {LEDGERS_KEPT} ledgers, and rows that somebody \
+         appended, by a worker that may have 2 GiB:\n"
+    ));
+    let group = match Group::new(LIMIT) {
+        Ok(group) => group,
+        Err(why) => {
+            report.say(&format!("Left out: no control group can be made ({why})."));
+            return;
+        }
+    };
+    let start = Instant::now();
+    let done = worker::try_run(Task {
+        catalog: format!("dir://{}", database.folder()),
+        view: "v".to_string(),
+        refresh: uuid::Uuid::now_v7().to_string(),
+        workers: 1,
+        threads: 2,
+        incremental: true,
+        group: Some(group.path()),
+        ..Default::default()
+    })
+    .await;
+    let seconds = start.elapsed().as_secs_f64();
+    report.say("| seconds | rows written | most memory |");
+    report.say("|---:|---:|---:|");
+    report.say(&match done {
+        Ok(done) => {
+            assert_eq!(database.count("v").await, rows, "what was appended is gone");
+            format!("| {seconds:.2} | {} | {} MiB |", done.rows, done.peak_mib)
+        }
+        Err(why) => format!("| {seconds:.2} | FAILED: {why} | |"),
+    });
 }
 
 async fn measure(args: &Args, database: &Database, report: &mut Report) {

@@ -36,6 +36,8 @@ pub struct Task {
     pub threads: usize,
     /// Added to every storage call.
     pub delay_millis: u64,
+    /// Whether what the view has may stay.
+    pub incremental: bool,
     /// The control group to enter first.
     pub group: Option<PathBuf>,
 }
@@ -80,7 +82,7 @@ pub async fn work() {
     let request = Request {
         view: vec![task.view],
         refresh: task.refresh,
-        full: true,
+        full: !task.incremental,
         threads: Some(task.threads),
         workers: task.workers,
         index: task.index,
@@ -101,19 +103,27 @@ pub async fn work() {
 
 /// Runs `task` in a process. Panics where it does not succeed.
 pub async fn run(task: Task) -> Done {
+    let done = try_run(task).await;
+    done.unwrap_or_else(|why| panic!("a worker failed: {why}"))
+}
+
+/// Runs `task` in a process. Error: how that ended; why, it has said on its standard
+/// error, unless it was killed.
+pub async fn try_run(task: Task) -> Result<Done, String> {
     let this = std::env::current_exe().expect("this program");
+    // What it spills goes with it, even where it is killed.
+    let spilled = tempfile::tempdir().expect("a folder");
     let worker = Command::new(&this)
         .env(WORKER, serde_json::to_string(&task).expect("JSON"))
+        .env("TMPDIR", spilled.path())
         .stdout(Stdio::piped())
         .spawn()
         .expect("a worker starts");
     let output = worker.wait_with_output().await.expect("a worker ends");
-    assert!(
-        output.status.success(),
-        "a worker failed: {}",
-        output.status
-    );
-    serde_json::from_slice(&output.stdout).expect("JSON")
+    if !output.status.success() {
+        return Err(output.status.to_string());
+    }
+    Ok(serde_json::from_slice(&output.stdout).expect("JSON"))
 }
 
 fn peak_mib() -> u64 {

@@ -10,6 +10,7 @@ use arrow_array::{
 use arrow_schema::{DataType, Field};
 
 use crate::Part;
+use crate::memory::Large;
 
 /// A source and a view over it.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct Workload {
     /// The view's columns and filter as a Lance scan takes them, where it can
     /// compute the view: then that is the floor, else DataFusion over Lance.
     pub scan: Option<Scan>,
-    /// The view's query for DataFusion.
+    /// The view's query for DataFusion; in [`LARGE`], one that gives as many rows.
     pub oracle: &'static str,
     /// The share of `--shape-rows` that the source has: one in so many.
     pub part_of: u64,
@@ -122,25 +123,113 @@ pub const SHAPES: &[(Part, Workload)] = &[
     ),
 ];
 
-/// Sources that are larger than a small pod's memory, and whose units are.
-pub const LARGE: [Workload; 2] = [
-    Workload {
-        name: "vectors of 1,536 floats",
-        part_of: 40,
-        ..WIDE
-    },
-    Workload {
-        name: "texts of 8 KiB",
-        rows: texts,
-        sql: "SELECT id, x * 2 AS y, text FROM src WHERE x >= 20",
-        scan: Some(Scan {
-            columns: &[("id", "id"), ("y", "x * 2"), ("text", "text")],
-            filter: "x >= 20",
-        }),
-        oracle: "SELECT id, x * 2 AS y, text FROM src WHERE x >= 20",
-        part_of: 40,
-        lancedb: true,
-    },
+/// A text carried through.
+const TEXTS: Workload = Workload {
+    name: "texts of 8 KiB",
+    rows: texts,
+    sql: "SELECT id, x * 2 AS y, text FROM src WHERE x >= 20",
+    scan: Some(Scan {
+        columns: &[("id", "id"), ("y", "x * 2"), ("text", "text")],
+        filter: "x >= 20",
+    }),
+    oracle: "SELECT id, x * 2 AS y, text FROM src WHERE x >= 20",
+    part_of: 40,
+    lancedb: true,
+};
+
+/// Each row of the source eight times, of which one is in the view.
+const DISTINCT: Workload = Workload {
+    name: "DISTINCT over eight scans of texts",
+    rows: texts,
+    sql: "SELECT DISTINCT id, x, text FROM (\
+          SELECT id, x, text FROM src UNION ALL SELECT id, x, text FROM src UNION ALL \
+          SELECT id, x, text FROM src UNION ALL SELECT id, x, text FROM src UNION ALL \
+          SELECT id, x, text FROM src UNION ALL SELECT id, x, text FROM src UNION ALL \
+          SELECT id, x, text FROM src UNION ALL SELECT id, x, text FROM src) AS u",
+    scan: None,
+    oracle: "SELECT id FROM src",
+    part_of: 80,
+    lancedb: false,
+};
+
+/// Views for a small pod's memory. The units of the first two are as large as that; the
+/// others hold rows or groups, more of them than queries there may.
+pub const LARGE: &[(Large, Workload)] = &[
+    (
+        Large::Vectors,
+        Workload {
+            name: "vectors of 1,536 floats",
+            part_of: 40,
+            ..WIDE
+        },
+    ),
+    (Large::Texts, TEXTS),
+    (Large::Distinct, DISTINCT),
+    (
+        Large::Joined,
+        Workload {
+            name: "a join of texts with texts",
+            sql: "SELECT a.id, a.text, b.text AS other FROM src AS a JOIN src AS b ON a.id = b.id",
+            ..DISTINCT
+        },
+    ),
+    (
+        Large::Side,
+        Workload {
+            name: "a join with texts that are fewer",
+            sql: "SELECT a.id, a.x, b.text FROM src AS a JOIN (SELECT id, text FROM src WHERE id < \
+                  95000) AS b ON a.id = b.id",
+            oracle: "SELECT id FROM src WHERE id < 95000",
+            ..DISTINCT
+        },
+    ),
+    (
+        Large::First,
+        Workload {
+            name: "the first 125,000 texts of an order",
+            sql: "SELECT id, text FROM src ORDER BY text LIMIT 125000",
+            oracle: "SELECT id FROM src LIMIT 125000",
+            ..DISTINCT
+        },
+    ),
+    (
+        Large::Window,
+        Workload {
+            name: "a window over texts",
+            sql: "SELECT id, text, row_number() OVER (PARTITION BY x ORDER BY text) AS n FROM src",
+            ..DISTINCT
+        },
+    ),
+    (
+        Large::Sums,
+        Workload {
+            name: "a window over whole groups of texts",
+            sql: "SELECT id, text, sum(id) OVER (PARTITION BY x) AS s FROM src",
+            ..DISTINCT
+        },
+    ),
+    (
+        Large::States,
+        Workload {
+            name: "GROUP BY with a text for each row",
+            sql: "SELECT id, max(text) AS largest, count(*) AS n FROM src GROUP BY id",
+            lancedb: true,
+            ..DISTINCT
+        },
+    ),
+    (
+        Large::Names,
+        Workload {
+            name: "GROUP BY with 7 million groups",
+            rows: plain,
+            sql: "SELECT name, count(*) AS n, sum(price) AS total, max(id) AS largest FROM src \
+                  GROUP BY name",
+            oracle: "SELECT DISTINCT name FROM src",
+            part_of: 1,
+            lancedb: true,
+            ..DISTINCT
+        },
+    ),
 ];
 
 /// The second source of the join.

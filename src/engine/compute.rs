@@ -106,7 +106,8 @@ pub async fn compute(
     note(&mut share, &task_of, &heard);
 
     // Fewer tasks than there are processors for: several do one.
-    let threads_each = (threads * workers / tasks.len().max(1)).clamp(1, threads);
+    let most = tasks.len().div_ceil(workers).max(1);
+    let threads_each = (threads / most).max(1);
 
     let mut running = FuturesUnordered::new();
     let mut looking = FuturesUnordered::new();
@@ -301,7 +302,8 @@ impl From<EngineError> for UnitError {
 }
 
 /// Does one task, in a task of tokio's, so that several use several processors.
-/// It is computed once there is a permit.
+/// It is computed once there is a permit for each of the parts that it is computed in:
+/// each reads ahead what one may.
 async fn run(
     task: usize,
     what: Todo,
@@ -315,7 +317,7 @@ async fn run(
 ) {
     let done = tokio::spawn(async move {
         // The semaphore is never closed.
-        let permit = permits.acquire_owned().await;
+        let mut permit = permits.clone().acquire_owned().await;
         let started = Instant::now();
         let claim = match what {
             Todo::Unit(task, inputs, trim) => {
@@ -325,7 +327,15 @@ async fn run(
                 };
                 match trimmed {
                     Some(claim) => claim,
-                    None => bench.compute(task, inputs, threads).await?,
+                    None => {
+                        let parts = task.parts(threads);
+                        if parts.len() > 1 {
+                            // Who held one and waited for more would wait for ever.
+                            drop(permit);
+                            permit = permits.acquire_many_owned(parts.len() as u32).await;
+                        }
+                        bench.compute(task, inputs, parts).await?
+                    }
                 }
             }
             Todo::Merge(claims) => match bench.merge(&claims).await? {

@@ -21,14 +21,10 @@ use super::memory::Memory;
 use super::scan;
 use super::standing::{Columns, Standing};
 use super::store::is_missing;
-use super::unit::{Extent, TARGET_ROWS};
+use super::unit::Extent;
 use super::view::planned::Planned;
 use super::words::first_line;
 use super::work::Task;
-
-/// A unit that is split for idle processors is not split into parts of fewer
-/// source rows: each leaves a fragment of its own in the view.
-const LEAST_PART: u64 = TARGET_ROWS / 4;
 
 /// What units are computed from and written to. All of it at fixed versions.
 #[derive(Clone)]
@@ -72,18 +68,14 @@ impl Workbench {
         }
     }
 
-    /// Computes the rows of `task` and stages them, by at most `threads` at a
-    /// time. The claim is not recorded yet.
+    /// Computes the rows of `task` and stages them, those of its `parts` at the same
+    /// time, if these are several. The claim is not recorded yet.
     pub async fn compute(
         &self,
         task: Task,
         inputs: Vec<Fingerprint>,
-        threads: usize,
+        parts: Vec<Extent>,
     ) -> std::result::Result<Claim, UnitError> {
-        let parts = match &task.extent {
-            Some(extent) if task.by_rows => extent.split(threads, LEAST_PART),
-            _ => Vec::new(),
-        };
         if parts.len() <= 1 {
             return self.compute_part(task, inputs).await;
         }
@@ -114,36 +106,41 @@ impl Workbench {
         task: Task,
         inputs: Vec<Fingerprint>,
     ) -> std::result::Result<Claim, UnitError> {
-        match &*self.planned {
-            Planned::Sql(planned) => {
-                let rows = match (&task.parts, planned.merge()) {
-                    (Some(parts), Some(merge)) => {
-                        let states = parts.states(self, merge.schema());
-                        planned.merged(merge, states).map_err(lance::Error::from)
-                    }
-                    _ => {
-                        let source = self.source()?;
-                        planned.evaluate(source, task.extent.as_ref()).await
-                    }
-                };
-                self.stage(rows.map_err(|e| self.sort(e))?, inputs).await
+        match self
+            .stage(self.rows(&task, false).await?, inputs.clone())
+            .await
+        {
+            // Slower, and within whatever memory there is.
+            Err(UnitError::OutOfMemory(_)) => {
+                self.stage(self.rows(&task, true).await?, inputs).await
             }
-            Planned::General(general) => {
-                let evaluate = async |frugal| {
-                    general
-                        .evaluate(task.branch, task.extent.as_ref(), frugal)
-                        .await
-                        .map_err(|e| self.sort(e.into()))
-                };
-                match self.stage(evaluate(false).await?, inputs.clone()).await {
-                    // Slower, and within whatever memory there is.
-                    Err(UnitError::OutOfMemory(_)) => {
-                        self.stage(evaluate(true).await?, inputs).await
-                    }
-                    other => other,
-                }
-            }
+            other => other,
         }
+    }
+
+    /// The rows of `task`.
+    async fn rows(
+        &self,
+        task: &Task,
+        frugal: bool,
+    ) -> std::result::Result<SendableRecordBatchStream, UnitError> {
+        let extent = task.extent.as_ref();
+        let rows = match &*self.planned {
+            Planned::Sql(planned) => match (&task.parts, planned.merge()) {
+                // Whole they need less than they and the states of parts do.
+                (Some(parts), Some(merge)) if !frugal => {
+                    let states = parts.states(self, merge.schema());
+                    let rows = planned.merged(self.source()?, merge, states).await;
+                    rows.map_err(lance::Error::from)
+                }
+                _ => planned.evaluate(self.source()?, extent, frugal).await,
+            },
+            Planned::General(general) => {
+                let rows = general.evaluate(task.branch, extent, frugal).await;
+                rows.map_err(lance::Error::from)
+            }
+        };
+        rows.map_err(|e| self.sort(e))
     }
 
     /// Puts the rows of `claims`, which are in the view, into files of their

@@ -45,6 +45,10 @@ pub const STAGED_FOR: Duration = Duration::from_secs(5 * 24 * 3600);
 /// user restores an earlier version of the view.
 pub const LEDGERS_KEPT: usize = 16;
 
+/// How many claims ledgers may have together before what older ones repeat is left
+/// out: it is held no longer than it takes to read it.
+const HELD: usize = 1 << 14;
+
 /// The folder of a table's data files in its own.
 pub(super) const DATA_FOLDER: &str = "data";
 
@@ -212,6 +216,11 @@ pub struct Ledgers {
     young: Young,
     /// Those of them that are not there.
     gone: HashSet<String>,
+    /// How many claims those read have, and which they are, by what identifies them
+    /// and by ledger and place, of the first so many ledgers.
+    claims: usize,
+    places: HashMap<Fingerprint, Vec<(usize, usize)>>,
+    placed: usize,
     /// Those yet to be read, the newest last.
     rest: Vec<Listed>,
     /// The refresh whose claims' files alone are looked for; `None`: all are.
@@ -247,6 +256,9 @@ impl Ledgers {
             known,
             young: Young::default(),
             gone: HashSet::new(),
+            claims: 0,
+            places: HashMap::new(),
+            placed: 0,
             only: only.map(str::to_string),
             settled: settled.filter(|name| rest.last().is_some_and(|l| l.name == *name)),
             rest,
@@ -311,10 +323,14 @@ impl Ledgers {
                 Some(known) => Some(known.clone()),
                 None => self.objects.get(&listed.path).await?.map(Arc::new),
             };
-            let Some(ledger) = known else {
+            let Some(mut ledger) = known else {
                 continue;
             };
-            self.known.insert(listed.path, ledger.clone());
+            self.claims += ledger.claims.len();
+            let repeats = !self.read.is_empty() && self.claims > HELD;
+            if !repeats {
+                self.known.insert(listed.path, ledger.clone());
+            }
             if self.settled.is_none() {
                 let mut paths = Vec::new();
                 for (at, claims) in ledger.lately(listed.modified) {
@@ -333,10 +349,35 @@ impl Ledgers {
                     self.settled = Some(listed.name);
                 }
             }
+            if repeats {
+                ledger = Arc::new(self.news(Arc::unwrap_or_clone(ledger)));
+            }
             self.read.push(ledger);
             return Ok(true);
         }
         Ok(false)
+    }
+
+    /// `ledger`, which is older than those that have been read, without the claims
+    /// that these have as well. Of a view of very many units nearly all are the same
+    /// in each, and all ledgers together would be larger than memory.
+    fn news(&mut self, mut ledger: Ledger) -> Ledger {
+        for (at, read) in self.read.iter().enumerate().skip(self.placed) {
+            for (place, claim) in read.claims.iter().enumerate() {
+                self.places.entry(claim.id()).or_default().push((at, place));
+            }
+        }
+        self.placed = self.read.len();
+        let is_new = |claim: &Claim| {
+            let mut same = self.places.get(&claim.id()).into_iter().flatten();
+            !same.any(|(at, place)| self.read[*at].claims[*place] == *claim)
+        };
+        ledger.claims.retain(is_new);
+        ledger.claims.shrink_to_fit();
+        // What was said of their order is true no longer.
+        ledger.young.clear();
+        ledger.added = 0;
+        ledger
     }
 }
 
@@ -358,4 +399,84 @@ pub async fn surplus(objects: &Objects) -> Result<Vec<Path>> {
     let listed = list(objects).await?;
     let surplus = listed.len().saturating_sub(LEDGERS_KEPT);
     Ok(listed.into_iter().take(surplus).map(|o| o.path).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::engine::outcome::Mode;
+    use crate::engine::standing::tests::claim;
+    use crate::engine::store::Store;
+
+    fn ledger(version: u64, claims: Vec<Claim>) -> Ledger {
+        Ledger {
+            refresh: "r".into(),
+            read_version: version,
+            outcome: Outcome {
+                mode: Mode::Incremental,
+                source_version: version,
+                source_versions: BTreeMap::new(),
+                view_version: version + 1,
+                rows_written: 1,
+                bytes_written: 1,
+                units_total: claims.len() as u64,
+                units_kept: 0,
+                unindexed_rows: None,
+            },
+            added: claims.len(),
+            claims,
+            young: Vec::new(),
+            partials: Vec::new(),
+        }
+    }
+
+    /// The claims of three ledgers of `count` claims, of which each has some, and one
+    /// of other rows, that the next has not; the newest first, as they are read.
+    async fn read(count: usize) -> Vec<Vec<Claim>> {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(&BTreeMap::new());
+        let objects = store
+            .objects(folder.path().to_str().unwrap())
+            .await
+            .unwrap();
+        for version in 1..=3 {
+            let named = (version..version + count).map(|n| claim(&n.to_string()));
+            let mut claims: Vec<Claim> = named.collect();
+            claims[count - 1].rows += version as u64;
+            let path = paths::ledger(objects.root(), version as u64, "r", "x");
+            let ledger = ledger(version as u64, claims);
+            objects.put(&path, &ledger).await.unwrap();
+        }
+        // Twice: what is known by then is the same.
+        let mut known = Known::new();
+        let mut found = Vec::new();
+        for _ in 0..2 {
+            let mut ledgers = Ledgers::open(&objects, None, known).await.unwrap();
+            let read = ledgers.newest(3).await.unwrap();
+            let claims: Vec<Vec<Claim>> = read.iter().map(|l| l.claims.clone()).collect();
+            assert!(found.is_empty() || found == claims);
+            found = claims;
+            known = ledgers.into_known();
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn of_very_many_claims_an_older_ledger_keeps_those_that_newer_ones_have_not() {
+        let few = read(10).await;
+        assert!(few.iter().all(|claims| claims.len() == 10));
+        let count = HELD / 2 + 1;
+        let many = read(count).await;
+        let files = |claims: &[Claim]| -> Vec<String> {
+            let files = claims.iter().flat_map(Claim::files);
+            files.map(str::to_string).collect()
+        };
+        assert_eq!(many[0].len(), count);
+        // Its first, and its last, which is of other rows in each.
+        let last = |version: usize| (version + count - 1).to_string();
+        assert_eq!(files(&many[1]), ["2".to_string(), last(2)]);
+        assert_eq!(files(&many[2]), ["1".to_string(), last(1)]);
+    }
 }

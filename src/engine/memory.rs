@@ -15,24 +15,31 @@
 //! allocator keeps of all that, comes to 5 to 11 R: so all units together take
 //! at most about two thirds of the limit, whatever the size of the tables, of their
 //! fragments and of the units. (A single row that has more than R bytes is read
-//! all the same.) A query that reads several tables shares R among their scans, as
-//! far as each has the least of it.
+//! all the same.)
 //!
-//! **Queries.** Views that are recomputed whole sort, join and aggregate more
-//! rows than memory takes. What these operators hold comes out of one pool for
-//! the whole process of `limit / 2` bytes; the other half is for scans. Operators
-//! that can spill share the pool fairly and spill to the temporary directory
-//! (`TMPDIR`), which in a pod is an `emptyDir`.
+//! **Queries.** Views that sort, join and aggregate do so with more rows than memory
+//! takes. What these operators hold comes out of one pool for the whole process of
+//! `limit / 2` bytes. Operators that can spill share the pool fairly and spill to
+//! the temporary directory (`TMPDIR`), which in a pod is an `emptyDir`. They keep
+//! several batches each, and read back several of what they spilled: the wider rows
+//! are ([`super::width`]), the fewer are in a batch. Beside them a unit's scans have
+//! half of R together, as far as each of them has the least of it: about a third of
+//! the limit.
+//!
+//! **States of groups.** The states of a part of the source are worth keeping only
+//! where they are few. Each part has so much of a pool of its own that it takes to
+//! find out.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::memory_pool::MemoryLimit;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
-
+use datafusion::prelude::SessionConfig;
 use lance::dataset::scanner::Scanner;
 
 use super::error::{EngineError, Result};
+use super::pool::Pool;
 use super::words::first_line;
 
 /// The most that a scan reads ahead, in bytes.
@@ -51,8 +58,24 @@ const BATCHES_AHEAD: u64 = 8;
 /// How many rows with blobs are read at a time.
 pub const BLOBS: usize = 8;
 
-/// What share of the limit queries may hold: one part of so many.
+/// What share of the limit queries may hold, and of what scans may read ahead those
+/// beside queries: one part of so many.
 const SHARE: u64 = 2;
+
+/// What share of the pool a batch may have that operators pass on, for each thread:
+/// one part of so many.
+const BATCHES: usize = 256;
+
+/// How much less it is where memory was found to be too little for that.
+const FRUGAL: usize = 8;
+
+/// The fewest and the most rows of such a batch.
+const BATCH_ROWS: (usize, usize) = (8, 8192);
+
+/// The most that a sort may keep back for its last step, and what share of the pool
+/// for each thread.
+const SORT_RESERVE: usize = 8 << 20;
+const SORT_SHARE: usize = 8;
 
 /// The limit where nothing says what it is.
 const UNKNOWN: u64 = 2 << 30;
@@ -64,6 +87,7 @@ const NO_LIMIT: u64 = 1 << 60;
 #[derive(Clone, Debug)]
 pub struct Memory {
     runtime: Arc<RuntimeEnv>,
+    threads: usize,
     read_ahead: u64,
 }
 
@@ -73,6 +97,7 @@ impl Memory {
     pub fn new(threads: usize, pool: Option<u64>) -> Result<Memory> {
         Ok(Memory {
             runtime: runtime(pool)?,
+            threads: threads.max(1),
             read_ahead: read_ahead(limit(), threads as u64),
         })
     }
@@ -82,14 +107,59 @@ impl Memory {
         &self.runtime
     }
 
-    /// The same for each of `scans` that may run at a time in one unit: they share
-    /// what a scan may read ahead.
-    pub fn among(&self, scans: usize) -> Memory {
-        let share = self.read_ahead / scans.max(1) as u64;
+    /// How many units, or parts of one query, may be computed at a time.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The same for each of the `scans` of one unit that feed operators which hold
+    /// rows in the pool.
+    pub fn beside_pool(&self, scans: usize) -> Memory {
+        let share = self.read_ahead / SHARE / scans.max(1) as u64;
         Memory {
-            runtime: self.runtime.clone(),
             read_ahead: share.max(LEAST_READ_AHEAD.min(self.read_ahead)),
+            ..self.clone()
         }
+    }
+
+    /// The same with a pool of its own, of `bytes` for each thread and no more than half
+    /// of this one, for operators that get by with that. Errors: `Internal` when no pool
+    /// can be made.
+    pub fn apart(&self, bytes: u64) -> Result<Memory> {
+        let bytes = bytes.saturating_mul(self.threads as u64);
+        Ok(Memory {
+            runtime: runtime(Some(bytes.min(self.pool() as u64 / 2)))?,
+            ..self.clone()
+        })
+    }
+
+    /// The bytes of the pool.
+    fn pool(&self) -> usize {
+        match self.runtime.memory_pool.memory_limit() {
+            MemoryLimit::Finite(bytes) => bytes,
+            _ => usize::MAX,
+        }
+    }
+
+    /// Whether it matters to queries how wide rows of at most `width` bytes are.
+    pub fn matters(&self, width: u64) -> bool {
+        self.session(width, true).batch_size() < BATCH_ROWS.1
+    }
+
+    /// How queries run over rows of about `width` bytes. If `frugal` they take as little
+    /// of the pool as they can do with.
+    pub fn session(&self, width: u64, frugal: bool) -> SessionConfig {
+        let (threads, less) = match frugal {
+            true => (1, FRUGAL),
+            false => (self.threads, 1),
+        };
+        let share = self.pool() / self.threads;
+        let width = usize::try_from(width.max(1)).unwrap_or(usize::MAX);
+        let (least, most) = BATCH_ROWS;
+        SessionConfig::new()
+            .with_target_partitions(threads)
+            .with_batch_size((share / BATCHES / less / width).clamp(least, most))
+            .with_sort_spill_reservation_bytes(SORT_RESERVE.min(share / SORT_SHARE / 2))
     }
 
     /// Keeps what `scanner` holds within bounds.
@@ -111,15 +181,21 @@ fn read_ahead(limit: u64, threads: u64) -> u64 {
     (limit / AHEAD_SHARE / threads.max(1)).clamp(LEAST_READ_AHEAD, READ_AHEAD)
 }
 
-static SHARED: LazyLock<std::result::Result<Arc<RuntimeEnv>, String>> =
-    LazyLock::new(|| build(limit() / SHARE));
+/// The process's own pool, while somebody uses it: what was spilled goes with it.
+static SHARED: Mutex<Weak<RuntimeEnv>> = Mutex::new(Weak::new());
 
 fn runtime(bytes: Option<u64>) -> Result<Arc<RuntimeEnv>> {
-    match bytes {
-        None => SHARED.clone(),
+    let built = match bytes {
         Some(bytes) => build(bytes),
-    }
-    .map_err(|why| {
+        None => {
+            let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+            match shared.upgrade() {
+                Some(runtime) => Ok(runtime),
+                None => build(limit() / SHARE).inspect(|built| *shared = Arc::downgrade(built)),
+            }
+        }
+    };
+    built.map_err(|why| {
         EngineError::Internal(format!("no memory pool for queries could be made: {why}"))
     })
 }
@@ -127,7 +203,7 @@ fn runtime(bytes: Option<u64>) -> Result<Arc<RuntimeEnv>> {
 fn build(bytes: u64) -> std::result::Result<Arc<RuntimeEnv>, String> {
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(FairSpillPool::new(bytes)))
+        .with_memory_pool(Arc::new(Pool::new(bytes)))
         .with_disk_manager_builder(
             DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory),
         )
@@ -218,12 +294,41 @@ mod tests {
     }
 
     #[test]
-    fn the_scans_of_one_query_share_what_a_scan_may_read_ahead() {
+    fn batches_have_fewer_rows_the_wider_these_are() {
+        let memory = |threads| Memory::new(threads, Some(1 << 30)).unwrap();
+        let rows = |threads, width, frugal| memory(threads).session(width, frugal).batch_size();
+        assert_eq!(rows(2, 0, false), 8192);
+        assert_eq!(rows(2, 100, false), 8192);
+        assert_eq!(rows(2, 8192, false), 256);
+        assert_eq!(rows(8, 8192, false), 64);
+        assert_eq!(rows(8, 8192, true), 8);
+        assert_eq!(rows(2, 8192, true), 32);
+        assert_eq!(rows(1, 1 << 40, false), 8);
+        assert_eq!(memory(8).session(8, false).target_partitions(), 8);
+        assert_eq!(memory(8).session(8, true).target_partitions(), 1);
+    }
+
+    #[test]
+    fn a_pool_apart_is_no_larger_than_half_of_the_one_it_is_apart_from() {
+        let memory = Memory::new(2, Some(1 << 20)).unwrap();
+        assert_eq!(memory.apart(1 << 10).unwrap().pool(), 2 << 10);
+        assert_eq!(memory.apart(1 << 30).unwrap().pool(), 1 << 19);
+        assert_eq!(memory.pool(), 1 << 20);
+    }
+
+    #[test]
+    fn those_who_ask_for_the_pool_of_the_process_at_a_time_share_it() {
+        let (one, other) = (runtime(None).unwrap(), runtime(None).unwrap());
+        assert!(Arc::ptr_eq(&one, &other));
+    }
+
+    #[test]
+    fn the_scans_of_one_query_share_what_the_pool_leaves() {
         let mut memory = Memory::new(1, None).unwrap();
         memory.read_ahead = READ_AHEAD;
-        let each = |scans| memory.among(scans).read_ahead;
-        assert_eq!((each(0), each(1)), (READ_AHEAD, READ_AHEAD));
-        assert_eq!(each(8), READ_AHEAD / 8);
+        let each = |scans| memory.beside_pool(scans).read_ahead;
+        assert_eq!((each(0), each(1)), (READ_AHEAD / 2, READ_AHEAD / 2));
+        assert_eq!(each(8), READ_AHEAD / 16);
         assert_eq!(each(1000), LEAST_READ_AHEAD);
     }
 }

@@ -5,8 +5,9 @@
 //! 8^(t+1). Eight claims of one tier become one claim, mostly of a higher tier. So
 //! a row is rewritten about once a tier, which is log8 of the largest size
 //! times in its life (7 for half a million rows), and of claims below an eighth of
-//! the largest size a view has at most 7 a tier. One refresh rewrites no more than
-//! one claim of the largest size so.
+//! the largest size a view is left with at most 7 a tier, and those that the refresh
+//! adds. One refresh rewrites no more than one claim of the largest size so; what
+//! would be more waits for the next.
 //!
 //! The size of a claim is the rows that it holds, or the source rows that it
 //! stands for if those are more: a changed row costs computing all of these
@@ -47,6 +48,11 @@ pub fn choose(kept: &[Claim], size: impl Fn(&Claim) -> u64, most: u64) -> Vec<Ve
     let mut tiers: Vec<Vec<(u64, &Claim)>> = Vec::new();
     for claim in kept.iter().filter(|claim| !claim.fragments.is_empty()) {
         let size = size(claim).max(1);
+        // Eight such would be too much for one, and fewer are not put together: they
+        // would but keep smaller ones from it.
+        if size > most / FAN_IN as u64 {
+            continue;
+        }
         let tier = (size.ilog2() / FAN_IN.ilog2()) as usize;
         if tiers.len() <= tier {
             tiers.resize(tier + 1, Vec::new());
@@ -128,6 +134,21 @@ mod tests {
         let mut mixed = claims;
         mixed[3] = claim(10_000, 3);
         assert!(choose(&mixed, |c| c.rows, MOST_ROWS).is_empty());
+    }
+
+    #[test]
+    fn claims_too_large_to_be_put_together_do_not_keep_smaller_ones_from_it() {
+        let most = 1 << 17;
+        let mut view: Vec<Claim> = Vec::new();
+        for n in 0..400u64 {
+            for group in choose(&view, |c| c.rows, most) {
+                view.retain(|c| !group.contains(c));
+                view.extend(join(group));
+            }
+            view.push(claim([5_000, 30_000][(n % 2) as usize], n));
+            let small = view.iter().filter(|c| c.rows < most / 8).count();
+            assert!(small <= FAN_IN, "{small} after {n}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::builder::DatasetBuilder;
@@ -26,7 +27,7 @@ use lance_io::object_store::{
     WrappingObjectStore,
 };
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectMeta, ObjectStoreExt, PutMode, PutOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
@@ -53,6 +54,9 @@ const RETRIES: u32 = 10;
 
 /// Lance's scheme for local files that are reached as objects are.
 const LOCAL_OBJECTS: &str = "file-object-store";
+
+/// The stores whose listings can begin anywhere, and give names in their order.
+const FROM_ANYWHERE: [&str; 2] = ["s3", "gs"];
 
 /// How many objects are looked at together.
 pub(super) const HEADS: usize = 128;
@@ -223,6 +227,8 @@ impl Store {
         let local = store.has_direct_local_paths() || store.scheme() == LOCAL_OBJECTS;
         Ok(Objects {
             direct: local && self.wrapper.is_none(),
+            from_anywhere: store.list_is_lexically_ordered
+                && FROM_ANYWHERE.contains(&store.scheme()),
             local,
             store,
             root,
@@ -239,6 +245,8 @@ pub struct Objects {
     local: bool,
     /// Whether they may be looked at as files: nobody is to see each operation.
     direct: bool,
+    /// Whether a listing can begin anywhere, and gives names in their order.
+    from_anywhere: bool,
 }
 
 /// An object as a listing shows it.
@@ -268,19 +276,20 @@ impl Objects {
     /// whether it is this value that is there now: written by this call, or
     /// the same as another wrote.
     pub async fn create<T: Serialize>(&self, path: &Path, value: &T) -> Result<bool> {
-        Ok(self.create_json(path, json(value)?).await?.is_none())
+        Ok(self.create_bytes(path, json(value)?).await?.is_none())
     }
 
     /// Writes `value` as JSON unless the object is there already. Returns what
     /// is there now: what all who do this agree on.
     pub async fn agree<T: Serialize + DeserializeOwned>(&self, path: &Path, value: T) -> Result<T> {
-        let theirs = self.create_json(path, json(&value)?).await?;
+        let theirs = self.create_bytes(path, json(&value)?).await?;
         let theirs = theirs.and_then(|json| serde_json::from_slice(&json).ok());
         Ok(theirs.unwrap_or(value))
     }
 
-    /// As [`Objects::create`]; returns what is there instead.
-    async fn create_json(&self, path: &Path, json: Bytes) -> Result<Option<Bytes>> {
+    /// Writes `bytes` unless the object is there already. Returns what is there instead,
+    /// if that is not the same.
+    pub async fn create_bytes(&self, path: &Path, bytes: Bytes) -> Result<Option<Bytes>> {
         let mut attempt = 1;
         loop {
             let options = PutOptions {
@@ -290,7 +299,7 @@ impl Objects {
             let put = self
                 .store
                 .inner
-                .put_opts(path, json.clone().into(), options);
+                .put_opts(path, bytes.clone().into(), options);
             match put.await {
                 Ok(_) => return Ok(None),
                 // It may be an earlier attempt of this very call that is there,
@@ -298,7 +307,7 @@ impl Objects {
                 // says so while another's put is under way, which may yet fail.
                 Err(error @ object_store::Error::AlreadyExists { .. }) => {
                     match self.read(path).await? {
-                        Some(there) => return Ok((there != json).then_some(there)),
+                        Some(there) => return Ok((there != bytes).then_some(there)),
                         None if attempt == CREATE_ATTEMPTS => return Err(object(path, error)),
                         None => {}
                     }
@@ -404,24 +413,70 @@ impl Objects {
 
     /// All objects below `folder`, in the order of their names.
     pub async fn list(&self, folder: &Path) -> Result<Vec<Listed>> {
-        let mut found: Vec<Listed> = match self
-            .store
-            .inner
-            .list(Some(folder))
-            .map_ok(|meta| Listed {
-                name: meta.location.filename().unwrap_or_default().to_string(),
-                modified: meta.last_modified.into(),
-                path: meta.location,
-            })
-            .try_collect()
-            .await
-        {
-            Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => Vec::new(),
-            Err(error) => return Err(object(folder, error)),
-        };
+        let mut found = self
+            .listed(self.store.inner.list(Some(folder)), folder)
+            .await?;
         found.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(found)
+    }
+
+    /// The same of very many. A store gives a thousand in one call, and the next after
+    /// that: so it is asked for those after each of `starts`, names in their order,
+    /// at the same time, if it can be.
+    pub async fn list_many(&self, folder: &Path, starts: &[&str]) -> Result<Vec<Listed>> {
+        if !self.from_anywhere {
+            return self.list(folder).await;
+        }
+        let starts = starts.iter().map(|name| Some(folder.clone().join(*name)));
+        let bounds: Vec<Option<Path>> = [None].into_iter().chain(starts).chain([None]).collect();
+        let between = bounds
+            .windows(2)
+            .map(|bounds| self.list_between(folder, bounds[0].as_ref(), bounds[1].as_ref()));
+        match futures::future::try_join_all(between)
+            .await?
+            .into_iter()
+            .collect::<Option<Vec<_>>>()
+        {
+            Some(found) => Ok(found.concat()),
+            None => self.list(folder).await,
+        }
+    }
+
+    /// Those after `start`, up to `end`. `None`: the store does not give them in the
+    /// order of their names, for all that it was taken to.
+    async fn list_between(
+        &self,
+        folder: &Path,
+        start: Option<&Path>,
+        end: Option<&Path>,
+    ) -> Result<Option<Vec<Listed>>> {
+        let listed = match start {
+            None => self.store.inner.list(Some(folder)),
+            Some(start) => self.store.inner.list_with_offset(Some(folder), start),
+        };
+        let listed = listed.try_take_while(|meta| {
+            let is_before = end.is_none_or(|end| meta.location <= *end);
+            futures::future::ready(Ok(is_before))
+        });
+        let found = self.listed(listed.boxed(), folder).await?;
+        Ok(found.is_sorted_by(|a, b| a.path <= b.path).then_some(found))
+    }
+
+    async fn listed(
+        &self,
+        listed: BoxStream<'_, object_store::Result<ObjectMeta>>,
+        folder: &Path,
+    ) -> Result<Vec<Listed>> {
+        let listed = listed.map_ok(|meta| Listed {
+            name: meta.location.filename().unwrap_or_default().to_string(),
+            modified: meta.last_modified.into(),
+            path: meta.location,
+        });
+        match listed.try_collect().await {
+            Ok(found) => Ok(found),
+            Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
+            Err(error) => Err(object(folder, error)),
+        }
     }
 
     /// The names of the folders directly in `folder`.
@@ -571,6 +626,7 @@ mod tests {
         ] {
             let objects = Store::new(&options(pairs)).objects(uri).await.unwrap();
             assert_eq!(objects.root().as_ref(), "tables/v.lance", "{uri}");
+            assert_eq!(objects.from_anywhere, uri.starts_with("gs"), "{uri}");
         }
         // What lacks is told, without a call.
         let error = Store::new(&options(&[]))

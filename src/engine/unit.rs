@@ -292,6 +292,15 @@ impl Extent {
         }
     }
 
+    /// How many physical rows these are.
+    pub fn rows(&self) -> u64 {
+        let whole = |f: &Fragment| f.physical_rows.unwrap_or(0) as u64;
+        match self.slices.is_empty() {
+            true => self.fragments.iter().map(whole).sum(),
+            false => self.slices.iter().map(|slice| slice.row_count).sum(),
+        }
+    }
+
     /// The same rows in at most `parts` parts of about as many, one after the
     /// other; fewer, so that none is smaller than `least` rows.
     pub fn split(&self, parts: usize, least: u64) -> Vec<Extent> {
@@ -330,11 +339,14 @@ impl Extent {
             let from = part.start.clamp(start, start + slice.row_count) - start;
             let to = part.end.clamp(start, start + slice.row_count) - start;
             start += slice.row_count;
+            if from >= to {
+                continue;
+            }
             let fragment = self
                 .fragments
                 .iter()
                 .find(|f| f.id as u32 == slice.fragment_id);
-            let (Some(fragment), true) = (fragment, from < to) else {
+            let Some(fragment) = fragment else {
                 continue;
             };
             if extent.fragments.last().map(|f| f.id) != Some(fragment.id) {

@@ -36,6 +36,10 @@ use super::view::planned::Planned;
 use super::view::sql::Shape;
 use super::view::{self, ViewInfo};
 
+/// A unit that is split for idle processors is not split into parts of fewer
+/// source rows: each leaves a fragment of its own in the view.
+const LEAST_PART: u64 = TARGET_ROWS / 4;
+
 /// What one plan works on.
 pub struct Work {
     /// The plan.
@@ -116,6 +120,17 @@ pub struct Task {
     pub parts: Option<Parts>,
     /// Whether its rows come of nothing but those of the extent, one by one.
     pub by_rows: bool,
+}
+
+impl Task {
+    /// What it is computed in by at most `threads` at a time, in the rows' order. None
+    /// or one: it is not split.
+    pub fn parts(&self, threads: usize) -> Vec<Extent> {
+        match &self.extent {
+            Some(extent) if self.by_rows => extent.split(threads, LEAST_PART),
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl Work {

@@ -18,8 +18,24 @@ pub(super) const CLEANUP: Duration = Duration::from_secs(24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// When more files are to be looked at, the folder is listed: a thousand in one
-/// call, but one call after the other, and of files that nobody needs as well.
+/// call, but of files that nobody needs as well.
 pub(super) const MANY: usize = 2048;
+
+/// Where the names of a table's files are cut for that: lance's data files begin with
+/// 24 random bits, its deletion files with the number of their fragment.
+const STARTS: [(&str, &[&str]); 2] = [
+    (
+        DATA_FOLDER,
+        &[
+            "0001", "0010", "0011", "0100", "0101", "0110", "0111", "1000", "1001", "1010", "1011",
+            "1100", "1101", "1110", "1111",
+        ],
+    ),
+    (
+        DELETIONS_DIR,
+        &["1", "2", "3", "4", "5", "6", "7", "8", "9"],
+    ),
+];
 
 /// Claims that stand one after the other in a ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,12 +142,13 @@ pub(super) async fn written(
         return Ok(there.filter_map(|(path, at)| Some((path, at?))).collect());
     }
     let mut there = HashMap::new();
-    for folder in [DATA_FOLDER, DELETIONS_DIR] {
+    for (folder, starts) in STARTS {
         let inside = format!("{folder}/");
         if !paths.iter().any(|path| path.starts_with(&inside)) {
             continue;
         }
-        for listed in objects.list(&objects.within(folder)).await? {
+        let folder = objects.within(folder);
+        for listed in objects.list_many(&folder, starts).await? {
             let path = format!("{inside}{}", listed.name);
             if paths.contains(&path) {
                 there.insert(path, listed.modified);

@@ -1,11 +1,14 @@
 //! Compactions, of the source and of the view, and fragments that are large.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow_array::{Int64Array, RecordBatch};
 use chrono::TimeDelta;
+use lance::Dataset;
 use lance::dataset::WriteMode;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
+use relance::engine::merge::FAN_IN;
 use relance::engine::outcome::Mode;
 use relance::engine::refresh::Request;
 use relance::engine::unit::TARGET_ROWS;
@@ -237,26 +240,60 @@ async fn a_view_that_was_tidied_with_foreign_rows_in_it_is_put_right() {
     db.assert_right(shape, Form::Plain, &then).await;
 }
 
+/// How many rows those files of the view have that were not `seen` before.
+fn written(view: &Dataset, seen: &mut HashSet<String>) -> u64 {
+    let fragments = view.fragments().iter();
+    let new = fragments.filter(|f| seen.insert(f.files[0].path.clone()));
+    new.map(|f| f.physical_rows.unwrap() as u64).sum()
+}
+
 #[tokio::test]
-async fn many_small_appends_leave_few_fragments() {
-    for form in [Form::Plain, Form::Provenance] {
+async fn many_small_appends_leave_few_fragments_and_rewrite_each_row_few_times() {
+    const ROWS: usize = 10;
+    // Eight claims of one size are one of the next tier: of `n` appends none is
+    // put together more often than this.
+    let times = |n: u32| u64::from(n.ilog2() / FAN_IN.ilog2());
+    // After 66 what was put together has been put together once more.
+    for (form, appends) in [(Form::Plain, 66), (Form::Provenance, 40)] {
         let shape = shape("filtered");
-        let mut db = filled(true).await;
+        let mut db = Db::new(true);
+        // Too large to be of a tier with anything that follows.
+        let batch = db.batch(FAN_IN.pow(4));
+        db.write(batch, WriteMode::Create, 1 << 20).await;
         db.create_view("v", shape.sql, form).await;
-        db.refresh("v").await.unwrap();
-        let mut most = 0;
-        for n in 0..40 {
-            let more = db.batch(10);
+        let first = db.refresh("v").await.unwrap();
+        let data = format!("{}/data", db.path("v"));
+        let files = || std::fs::read_dir(&data).unwrap().count();
+        let mut seen = HashSet::new();
+        let view = db.open("v").await;
+        assert_eq!(written(&view, &mut seen), first.rows_written);
+        let before = (files(), seen.len());
+        let (mut appended, mut rewritten) = (0, 0);
+        for n in 1..=appends {
+            let more = db.batch(ROWS);
             db.write(more, WriteMode::Append, 40).await;
             let done = db.refresh("v").await.unwrap();
             assert_eq!(done.mode, Mode::Incremental);
-            assert!(done.rows_written <= 10, "{done:?}");
-            if n % 8 == 7 {
+            assert!(done.rows_written <= ROWS as u64, "{done:?}");
+            let view = db.open("v").await;
+            appended += done.rows_written;
+            rewritten += written(&view, &mut seen) - done.rows_written;
+            let most = times(n) * appended;
+            assert!(rewritten <= most, "{rewritten} of {appended} after {n}");
+            let fragments = view.fragments().len();
+            let most = 1 + FAN_IN * (times(n) as usize + 1);
+            assert!(fragments <= most, "{fragments} fragments after {n}");
+            if n % 8 == 1 || n == appends {
                 db.assert_right(shape, form, &done).await;
             }
-            most = most.max(db.open("v").await.fragments().len());
         }
-        assert!(most <= 16, "{most} fragments");
+        // Most rows as often as they may be, or the bound would be a poor one.
+        let least = (times(appends) - 1) * appended;
+        assert!(rewritten > least, "{rewritten} of {appended}");
+        let rows = db.rows("v").await.len() as u64;
+        assert_eq!(first.rows_written + appended, rows);
+        let new = (files() - before.0, seen.len() - before.1);
+        assert_eq!(new.0, new.1, "files that no version has");
         assert_eq!(db.refresh("v").await.unwrap().mode, Mode::NoOp);
     }
 }

@@ -1,11 +1,13 @@
 //! Indices on a view: what a refresh keeps stays covered, what it writes is
 //! told of, and is covered too where that is asked for.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow_array::types::Float32Type;
 use arrow_array::{FixedSizeListArray, Int64Array, RecordBatch, StringArray};
 use futures::TryStreamExt;
+use lance::Dataset;
 use lance::dataset::WriteMode;
 use lance::index::DatasetIndexExt;
 use lancedb::Table;
@@ -16,7 +18,7 @@ use lancedb::query::{ExecutableQuery, QueryBase};
 use relance::engine::outcome::{Mode, Outcome};
 use relance::engine::refresh::Request;
 
-use crate::support::{Db, Form, request};
+use crate::support::{Db, Form, render, request};
 
 const DIMENSIONS: i32 = 8;
 
@@ -33,12 +35,16 @@ fn vectors(ids: std::ops::Range<i64>) -> RecordBatch {
     .unwrap()
 }
 
+/// The view's query.
+const QUERY: &str = "SELECT id, vector FROM src WHERE id >= 0";
+/// Its indices.
+const INDICES: [&str; 2] = ["id_idx", "vector_idx"];
+
 /// A view of 600 rows in fragments of 300, with an index on each column.
 async fn indexed() -> (Db, Table) {
     let db = Db::new(true);
     db.write(vectors(0..600), WriteMode::Create, 300).await;
-    let sql = "SELECT id, vector FROM src WHERE id >= 0";
-    db.create_view("v", sql, Form::Plain).await;
+    db.create_view("v", QUERY, Form::Plain).await;
     db.refresh_as(small(request("v"))).await.unwrap();
     let path = db.folder.path().display().to_string();
     let connection = lancedb::connect(&path).execute().await.unwrap();
@@ -130,7 +136,7 @@ fn optimizing(request: Request) -> Request {
 async fn coverage(db: &Db) -> Vec<(u64, u64)> {
     let view = db.open("v").await;
     let mut found = Vec::new();
-    for name in ["id_idx", "vector_idx"] {
+    for name in INDICES {
         let stats: serde_json::Value =
             serde_json::from_str(&view.index_statistics(name).await.unwrap()).unwrap();
         found.push((
@@ -211,6 +217,98 @@ async fn indices_are_brought_up_to_date_where_that_is_asked_for() {
     let version = db.open("v").await.version().version;
     let again = db.refresh_as(optimizing(request("v"))).await.unwrap();
     assert_eq!((again.mode, again.view_version), (Mode::NoOp, version));
+}
+
+/// The fragments that index `name` covers, among them some that are gone.
+async fn covered(view: &Dataset, name: &str) -> HashSet<u64> {
+    let segments = view.load_indices_by_name(name).await.unwrap();
+    let bitmaps = segments.iter().flat_map(|s| s.fragment_bitmap.iter());
+    bitmaps.flatten().map(u64::from).collect()
+}
+
+/// The view's rows of an id from 550, found by the scalar index or without it.
+async fn from_550(view: &Dataset, by_index: bool) -> Vec<String> {
+    let mut scan = view.scan();
+    scan.use_scalar_index(by_index).filter("id >= 550").unwrap();
+    let plan = scan.explain_plan(false).await.unwrap();
+    assert_eq!(plan.contains("ScalarIndexQuery"), by_index, "{plan}");
+    let stream = scan.try_into_stream().await.unwrap();
+    let batches: Vec<RecordBatch> = stream.try_collect().await.unwrap();
+    render(&batches)
+}
+
+/// Asserts that the view has the rows that it shall have, that they are found by
+/// index and without, and that `done` told how many of them each index lacks.
+async fn assert_found(db: &Db, done: &Outcome) {
+    let version = done.source_version;
+    let right = db.evaluated_sql(QUERY, None, version).await.unwrap().1;
+    assert_eq!(db.rows("v").await, right);
+    let view = db.open("v").await;
+    let scanned = from_550(&view, false).await;
+    assert_eq!(scanned.len(), right.len() - 550);
+    assert_eq!(from_550(&view, true).await, scanned);
+    for name in INDICES {
+        let covered = covered(&view, name).await;
+        let fragments = view.fragments().iter();
+        let lacking = fragments.filter(|f| !covered.contains(&f.id));
+        let lacking: u64 = lacking.map(|f| f.num_rows().unwrap() as u64).sum();
+        assert_eq!(done.unindexed_rows, Some(lacking), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn indices_stay_right_when_small_fragments_are_put_together() {
+    let (db, view) = indexed().await;
+    let fragments = async || -> Vec<(u64, Option<usize>)> {
+        let view = db.open("v").await;
+        let fragments = view.fragments().iter();
+        fragments.map(|f| (f.id, f.physical_rows)).collect()
+    };
+    let large = fragments().await;
+    let mut lacking = 0;
+    for n in 1..=9 {
+        let from = 580 + 20 * n;
+        let more = vectors(from..from + 20);
+        db.write(more, WriteMode::Append, 300).await;
+        // Half of what will be put together is covered then.
+        let done = match n {
+            4 => db.refresh_as(optimizing(request("v"))).await.unwrap(),
+            _ => db.refresh_as(small(request("v"))).await.unwrap(),
+        };
+        lacking = match n {
+            4 => 0,
+            9 => 8 * 20 + 20,
+            _ => lacking + 20,
+        };
+        assert_eq!(told(&done), (Mode::Incremental, Some(lacking)), "{n}");
+        assert_found(&db, &done).await;
+    }
+    // Those of eight refreshes are one fragment now, and the large ones are as they were.
+    let now = fragments().await;
+    let mut rows: Vec<Option<usize>> = now.iter().map(|(_, rows)| *rows).collect();
+    rows.sort_unstable();
+    assert_eq!(rows, [20, 160, 300, 300].map(Some));
+    assert!(large.iter().all(|fragment| now.contains(fragment)));
+    for name in INDICES {
+        let covered = covered(&db.open("v").await, name).await;
+        assert!(large.iter().all(|(id, _)| covered.contains(id)), "{name}");
+    }
+    assert_eq!(coverage(&db).await, [(600, 180), (600, 180)]);
+    // Kept, covered before it was put together, not covered before, and new.
+    let ids = [5, 595, 610, 700, 775];
+    for id in ids {
+        assert_eq!(found(&view, id).await, (vec![id], vec![id]), "id {id}");
+    }
+
+    let rows = db.rows("v").await;
+    let done = db.refresh_as(optimizing(request("v"))).await.unwrap();
+    assert_eq!(told(&done), (Mode::NoOp, Some(0)));
+    assert_eq!(coverage(&db).await, [(780, 0), (780, 0)]);
+    assert_eq!(db.rows("v").await, rows);
+    assert_found(&db, &done).await;
+    for id in ids {
+        assert_eq!(found(&view, id).await, (vec![id], vec![id]), "id {id}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

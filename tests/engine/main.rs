@@ -22,6 +22,7 @@ mod s3;
 mod scenarios;
 mod stored;
 mod support;
+mod threads;
 mod throttling;
 mod trims;
 mod unnest;

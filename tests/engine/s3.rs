@@ -13,6 +13,7 @@ use relance::engine::catalog::Catalog;
 use relance::engine::error::EngineError;
 use relance::engine::outcome::Mode;
 use relance::engine::refresh::{Progress, refresh};
+use relance::engine::store::{Listed, Store};
 use tokio::sync::watch;
 
 use crate::support::{request, rows_of};
@@ -131,4 +132,38 @@ async fn a_refused_credential_is_named_by_no_error() {
         "{error:?}"
     );
     assert!(!format!("{error} {error:?}").contains(secret));
+}
+
+#[tokio::test]
+async fn a_folder_of_very_many_files_is_listed_whole_from_several_names_on() {
+    let bucket = Bucket::new();
+    let folder = bucket.folder.join("db/v.lance/data");
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut names = vec!["0100".to_string(), "0".to_string(), "zzz.lance".to_string()];
+    // More than come in one call, some of them from names on that are far apart.
+    for n in 0..2500u32 {
+        let hash = n.wrapping_mul(2_654_435_769);
+        names.push(match n % 10 {
+            0 => format!("{hash:08x}.lance"),
+            _ => format!("{:024b}{n:08x}.lance", hash >> 8),
+        });
+    }
+    for name in &names {
+        std::fs::write(folder.join(name), "x").unwrap();
+    }
+    names.sort();
+    let store = Store::new(&BTreeMap::new());
+    let table = format!("{}/v.lance", bucket.uri());
+    let objects = store.objects(&table).await.unwrap();
+    let folder = objects.within("data");
+    let named = |listed: Vec<Listed>| -> Vec<String> {
+        listed.into_iter().map(|listed| listed.name).collect()
+    };
+    assert_eq!(named(objects.list(&folder).await.unwrap()), names);
+    for starts in [&["0100", "1000", "1100"][..], &["0"], &["5"], &[]] {
+        let listed = objects.list_many(&folder, starts).await.unwrap();
+        assert_eq!(named(listed), names, "{starts:?}");
+    }
+    let nothing = objects.list_many(&objects.within("none"), &["1"]).await;
+    assert!(nothing.unwrap().is_empty());
 }

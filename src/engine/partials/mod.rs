@@ -12,8 +12,9 @@
 //! The objects are a cache. They are named by what they were computed from, so
 //! whoever writes one writes the same; each starts with a checksum; one that is
 //! missing or damaged is computed again, wherever that is noticed. A unit whose
-//! states are larger than [`LARGEST`] is remembered as such by a mark, and the
-//! view is then computed whole, which needs no such objects.
+//! states are larger than [`LARGEST`], or than half of the rows that they are of, is
+//! remembered as such by a mark, and the view is then computed whole, which needs no
+//! such objects.
 //!
 //! States mean something to the version that made them alone. A partial says which
 //! that was, and any other computes it again.
@@ -37,9 +38,18 @@ use super::unit::{self, Piece, TARGET_ROWS};
 use super::work::Work;
 use super::{carry, paths};
 
-/// The most bytes of states that are kept for one unit. More is no longer
-/// small beside the rows themselves.
+/// The most bytes of states that are kept for one unit.
 pub const LARGEST: usize = 16 << 20;
+
+/// So many are kept whatever the rows have that they are of.
+const SMALL: usize = 1 << 20;
+
+/// The most bytes of states that are kept of rows of so many bytes. More would be no
+/// longer small beside the rows themselves.
+fn most(bytes: u64) -> usize {
+    let half = usize::try_from(bytes / 2).unwrap_or(usize::MAX);
+    half.clamp(SMALL, LARGEST)
+}
 
 /// How the objects are written.
 const FORMAT: &str = "partial 2";
@@ -344,6 +354,13 @@ mod tests {
 
     fn partial(names: &[&str]) -> Partial {
         Partial::new(names.iter().map(|n| Fingerprint::of_text(n)).collect(), "")
+    }
+
+    #[test]
+    fn states_are_kept_that_are_small_beside_their_rows_or_altogether() {
+        assert_eq!(most(0), SMALL);
+        assert_eq!(most(6 << 20), 3 << 20);
+        assert_eq!(most(u64::MAX), LARGEST);
     }
 
     #[test]

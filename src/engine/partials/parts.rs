@@ -4,8 +4,10 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
-use arrow_schema::SchemaRef;
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, ArrayRef, ListArray, RecordBatch};
+use arrow_schema::{DataType, SchemaRef};
+use datafusion::arrow::buffer::OffsetBuffer;
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -15,7 +17,7 @@ use object_store::path::Path;
 use tokio::sync::watch;
 
 use super::object::{MARK, Stored, decode, encode};
-use super::{Chosen, LARGEST};
+use super::{Chosen, LARGEST, SMALL, most};
 use crate::engine::compute::AbortOnDrop;
 use crate::engine::error::EngineError;
 use crate::engine::execute::{UnitError, Workbench};
@@ -25,6 +27,8 @@ use crate::engine::paths;
 use crate::engine::request::{Progress, Request};
 use crate::engine::store::Objects;
 use crate::engine::unit::Extent;
+use crate::engine::view::planned::Planned;
+use crate::engine::width::bytes_of;
 use crate::engine::work::Work;
 
 /// How many parts are read ahead of the merge.
@@ -287,6 +291,64 @@ pub async fn compute(
     Ok(())
 }
 
+/// The states of a part; `None` if they are too large to be kept.
+async fn few(
+    bench: &Workbench,
+    part: &Part,
+) -> std::result::Result<Option<Vec<RecordBatch>>, UnitError> {
+    let mut states = bench
+        .states(&part.extent)
+        .await
+        .map_err(|e| bench.sort(e.into()))?;
+    let mut batches = Vec::new();
+    let mut size = 0;
+    while let Some(batch) = states.next().await {
+        let batch = batch.map_err(|e| bench.sort(e.into()))?;
+        size += bytes_of(&batch);
+        if size > LARGEST {
+            return Ok(None);
+        }
+        batches.push(compact(&batch).map_err(|e| bench.sort(e.into()))?);
+    }
+    if size > SMALL
+        && let Planned::Sql(planned) = &*bench.planned
+    {
+        let width = planned.width(bench.source()?).await;
+        let rows = part
+            .extent
+            .rows()
+            .saturating_mul(width.map_err(|e| bench.sort(e))?);
+        return Ok((size <= most(rows)).then_some(batches));
+    }
+    Ok(Some(batches))
+}
+
+/// `batch` without the values of others that views share with it, which would be
+/// written with each.
+fn compact(batch: &RecordBatch) -> datafusion::common::Result<RecordBatch> {
+    let columns = batch.columns().iter().map(compact_column).collect();
+    Ok(RecordBatch::try_new(batch.schema(), columns)?)
+}
+
+fn compact_column(column: &ArrayRef) -> ArrayRef {
+    let is_view = |of: &DataType| matches!(of, DataType::Utf8View | DataType::BinaryView);
+    match column.data_type() {
+        DataType::Utf8View => Arc::new(column.as_string_view().gc()),
+        DataType::BinaryView => Arc::new(column.as_binary_view().gc()),
+        DataType::List(item) if is_view(item.data_type()) => {
+            let list = column.as_list::<i32>();
+            let (first, last) = (list.value_offsets()[0], list.value_offsets()[list.len()]);
+            let values = list.values().slice(first as usize, (last - first) as usize);
+            let offsets = list.value_offsets().iter().map(|at| at - first);
+            let offsets = OffsetBuffer::new(offsets.collect());
+            let nulls = list.nulls().cloned();
+            let values = compact_column(&values);
+            Arc::new(ListArray::new(item.clone(), offsets, values, nulls))
+        }
+        _ => column.clone(),
+    }
+}
+
 /// Computes one part unless it is there. Returns whether it can be kept.
 async fn ensure(
     objects: &Objects,
@@ -298,34 +360,63 @@ async fn ensure(
         // Joined by a compaction; whatever is missing is computed at the merge.
         return Ok(true);
     };
+    let mut damaged = false;
     if let Some(size) = objects.size(path).await.map_err(UnitError::Other)? {
         match size.cmp(&MARK) {
             Ordering::Equal => return Ok(false),
             Ordering::Greater => return Ok(true),
-            // Not even a mark: it is damaged.
-            Ordering::Less => {}
+            // Not even a mark.
+            Ordering::Less => damaged = true,
         }
     }
-    let mut states = bench
-        .states(&part.extent)
-        .await
-        .map_err(|e| bench.sort(e.into()))?;
-    let mut batches = Vec::new();
-    let mut size = 0;
-    while let Some(batch) = states.next().await {
-        let batch = batch.map_err(|e| bench.sort(e.into()))?;
-        size += batch.get_array_memory_size();
-        batches.push(batch);
-        if size > LARGEST {
-            break;
-        }
-    }
-    drop(states);
-    let kept = (size <= LARGEST).then_some(batches.as_slice());
+    let kept = match few(bench, part).await {
+        Ok(kept) => kept,
+        // It has just as much as what is kept may take.
+        Err(UnitError::OutOfMemory(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let kept = kept.as_deref();
     let bytes = encode(kept, schema).map_err(UnitError::Other)?;
-    objects
-        .put_bytes(path, bytes)
-        .await
-        .map_err(UnitError::Other)?;
-    Ok(kept.is_some())
+    if damaged {
+        objects
+            .put_bytes(path, bytes)
+            .await
+            .map_err(UnitError::Other)?;
+        return Ok(kept.is_some());
+    }
+    // All are to tell the same of it, who may have had more memory than others.
+    let there = objects.create_bytes(path, bytes).await;
+    let there = there.map_err(UnitError::Other)?;
+    Ok(there.map_or(kept.is_some(), |there| there.len() as u64 > MARK))
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::builder::{ListBuilder, StringViewBuilder};
+    use arrow_array::{Int64Array, StringViewArray};
+
+    use super::*;
+
+    #[test]
+    fn a_few_rows_of_many_are_written_without_the_others_values() {
+        let texts: Vec<String> = (0..1000).map(|n| format!("{n:0>1000}")).collect();
+        let mut lists = ListBuilder::new(StringViewBuilder::new());
+        for text in &texts {
+            lists.values().append_value(text);
+            lists.append(true);
+        }
+        let columns: [(&str, ArrayRef); 3] = [
+            ("n", Arc::new((0..1000).collect::<Int64Array>())),
+            ("text", Arc::new(StringViewArray::from_iter_values(&texts))),
+            ("list", Arc::new(lists.finish())),
+        ];
+        let all = RecordBatch::try_from_iter(columns).unwrap();
+        let some = all.slice(500, 3);
+        let few = compact(&some).unwrap();
+        assert_eq!(few, some);
+        // The numbers are still those of all.
+        let views = few.project(&[1, 2]).unwrap();
+        assert!(views.get_array_memory_size() < 10_000);
+        assert_eq!(compact(&all.slice(0, 0)).unwrap().num_rows(), 0);
+    }
 }

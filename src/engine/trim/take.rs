@@ -69,7 +69,7 @@ impl Workbench {
         };
         let gone = extent(&old, trim.gone.iter().map(|address| row(*address)));
         let rows = async {
-            let rows = planned.evaluate(&old, Some(&gone)).await;
+            let rows = planned.evaluate(&old, Some(&gone), false).await;
             let rows = rows.map_err(|e| self.sort(e))?;
             let schema = rows.schema();
             let batches: Vec<RecordBatch> = rows

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use arrow_schema::{DataType, SchemaRef};
 use datafusion::datasource::empty::EmptyTable;
-use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_plan::SendableRecordBatchStream;
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::SessionContext;
 use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion_expr::Expr;
 use lance::dataset::ROW_ID;
@@ -79,16 +78,15 @@ pub(super) fn plan(
     })
 }
 
-/// The groups of `rows`, which the view's filter has passed already. With
-/// `row_ids` each group also has the smallest row id of its rows.
+/// The groups of `rows`, which the view's filter has passed already, computed in
+/// `context`. With `row_ids` each group also has the smallest row id of its rows.
 pub(super) async fn execute(
+    context: &SessionContext,
     rows: SendableRecordBatchStream,
     definition: &MaterializedViewDefinition,
     row_ids: bool,
-    runtime: &Arc<RuntimeEnv>,
 ) -> datafusion::common::Result<SendableRecordBatchStream> {
-    let context = SessionContext::new_with_config_rt(SessionConfig::new(), runtime.clone());
-    extremes::register(&context);
+    extremes::register(context);
     let source = context.read_one_shot(rows)?.into_view();
     context.register_table(SOURCE, source)?;
     let statement = context

@@ -126,23 +126,27 @@ impl Merge {
     pub(super) fn states(
         &self,
         rows: SendableRecordBatchStream,
+        config: SessionConfig,
         runtime: &Arc<RuntimeEnv>,
     ) -> Result<SendableRecordBatchStream> {
         let partial: Arc<dyn ExecutionPlan> = self.partial.clone();
-        run(put(partial, rows, |node| node.is::<EmptyExec>())?, runtime)
+        let plan = put(partial, rows, |node| node.is::<EmptyExec>())?;
+        run(plan, config, runtime)
     }
 
     /// The groups that come of all the `states`.
     pub(super) fn merged(
         &self,
         states: SendableRecordBatchStream,
+        config: SessionConfig,
         runtime: &Arc<RuntimeEnv>,
     ) -> Result<SendableRecordBatchStream> {
         let is_partial = |node: &dyn ExecutionPlan| {
             node.downcast_ref::<AggregateExec>()
                 .is_some_and(|a| *a.mode() == AggregateMode::Partial)
         };
-        run(put(self.above.clone(), states, is_partial)?, runtime)
+        let plan = put(self.above.clone(), states, is_partial)?;
+        run(plan, config, runtime)
     }
 }
 
@@ -193,9 +197,10 @@ fn in_columns(rows: SendableRecordBatchStream, schema: SchemaRef) -> SendableRec
 
 fn run(
     plan: Arc<dyn ExecutionPlan>,
+    config: SessionConfig,
     runtime: &Arc<RuntimeEnv>,
 ) -> Result<SendableRecordBatchStream> {
-    let mut config = SessionConfig::new().with_target_partitions(1);
+    let mut config = config.with_target_partitions(1);
     // States shall be one for each group, not one for each row.
     let execution = &mut config.options_mut().execution;
     execution.skip_partial_aggregation_probe_rows_threshold = usize::MAX;
@@ -241,12 +246,15 @@ mod tests {
         let merge = Merge::new(sql, "t", &schema()).await.unwrap().unwrap();
         let mut states = Vec::new();
         for pair in cuts.windows(2) {
-            let part = merge.states(rows(pair[0]..pair[1]), &runtime).unwrap();
+            let part = merge.states(rows(pair[0]..pair[1]), SessionConfig::new(), &runtime);
+            let part = part.unwrap();
             states.extend(part.try_collect::<Vec<_>>().await.unwrap());
         }
         let all = futures::stream::iter(states.into_iter().map(Ok));
         let all = RecordBatchStreamAdapter::new(merge.schema(), all);
-        let groups = merge.merged(Box::pin(all), &runtime).unwrap();
+        let groups = merge
+            .merged(Box::pin(all), SessionConfig::new(), &runtime)
+            .unwrap();
         let groups: Vec<RecordBatch> = groups.try_collect().await.unwrap();
         let text = pretty_format_batches(&groups).unwrap().to_string();
         let mut lines: Vec<&str> = text.lines().collect();

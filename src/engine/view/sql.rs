@@ -11,6 +11,7 @@ use arrow_schema::{DataType, Field, FieldRef, Schema as ArrowSchema, SchemaRef};
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::prelude::SessionContext;
 use datafusion_common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion_expr::{Expr, Volatility};
 use futures::{StreamExt, TryStreamExt};
@@ -20,6 +21,7 @@ use lance::dataset::scanner::{MaterializationStyle, Scanner};
 use lance_datafusion::planner::Planner;
 use lancedb::materialized_view::{LateralSource, MaterializedViewDefinition, ViewProjection};
 use lancedb::table::computed_columns::computed_column_from_field;
+use tokio::sync::OnceCell;
 
 use super::lancedb::SOURCE_ROW_ID;
 use super::merge::Merge;
@@ -28,8 +30,13 @@ use super::{ViewInfo, grouped, output};
 use crate::engine::error::{EngineError, Result};
 use crate::engine::fingerprint::Reads;
 use crate::engine::memory::Memory;
-use crate::engine::scan;
+use crate::engine::partials::LARGEST;
 use crate::engine::unit::Extent;
+use crate::engine::{scan, width};
+
+/// What the states of a part may take until it is seen that they are too many: what
+/// is kept of them has indices besides.
+const STATES: u64 = 4 * LARGEST as u64;
 
 /// How a view's rows depend on its source's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +66,10 @@ pub struct Planned {
     merge: Option<Merge>,
     /// What scans and groups may hold.
     memory: Memory,
+    /// What the states of a part of the groups may.
+    states: Memory,
+    /// About how many bytes a source row has of what the view reads, once it is known.
+    width: OnceCell<u64>,
 }
 
 impl Planned {
@@ -177,17 +188,27 @@ impl Planned {
             }
             false => None,
         };
+        let memory = match definition.is_grouped() {
+            true => memory.beside_pool(1),
+            false => memory.clone(),
+        };
+        let states = match merge {
+            Some(_) => memory.apart(STATES)?,
+            None => memory.clone(),
+        };
         let read = source.schema().fields.iter();
         let mut read = read.filter(|field| columns.contains(&field.name));
         Ok(Planned {
             definition,
             unnest,
             blobs: read.any(scan::holds_blobs),
-            columns,
             provenance,
             schema,
+            width: OnceCell::new(),
+            columns,
             merge,
-            memory: memory.clone(),
+            memory,
+            states,
         })
     }
 
@@ -243,11 +264,13 @@ impl Planned {
     }
 
     /// The view's rows of `extent` of `source` (all, if `None`), in the view's
-    /// schema. Errors in the stream are of evaluation or of storage.
+    /// schema. Groups are computed slowly and within whatever memory there is if
+    /// `frugal`. Errors in the stream are of evaluation or of storage.
     pub async fn evaluate(
         &self,
         source: &Dataset,
         extent: Option<&Extent>,
+        frugal: bool,
     ) -> lance::Result<SendableRecordBatchStream> {
         let schema = self.schema.clone();
         if self.definition.limit == Some(0) || extent.is_some_and(Extent::is_empty) {
@@ -268,13 +291,10 @@ impl Planned {
         }
         if self.definition.is_grouped() {
             let rows = self.grouped_rows(scanner).await?;
-            let groups = grouped::execute(
-                rows,
-                &self.definition,
-                self.provenance,
-                self.memory.runtime(),
-            )
-            .await?;
+            let config = self.memory.session(self.width(source).await?, frugal);
+            let context = SessionContext::new_with_config_rt(config, self.memory.runtime().clone());
+            let groups =
+                grouped::execute(&context, rows, &self.definition, self.provenance).await?;
             return Ok(self.conform(groups));
         }
         if let Some(unnest) = &self.unnest {
@@ -328,6 +348,19 @@ impl Planned {
         self.stored(&mut scanner).await
     }
 
+    /// About how many bytes a row of `source`, which the view was planned over, has of
+    /// what the view reads: at most, where that is little, or else by some of the rows.
+    pub async fn width(&self, source: &Dataset) -> lance::Result<u64> {
+        let look = async || {
+            let most = width::most(source, |name| self.columns.contains(name));
+            match self.memory.matters(most) {
+                true => Ok(width::sampled(source, &self.columns).await?.unwrap_or(most)),
+                false => Ok(most),
+            }
+        };
+        self.width.get_or_try_init(look).await.copied()
+    }
+
     /// How the view's groups are merged from parts; `None` if it has none, or
     /// they are to be computed whole.
     pub fn merge(&self) -> Option<&Merge> {
@@ -351,16 +384,20 @@ impl Planned {
         if let Some(filter) = &self.definition.filter {
             scanner.filter(filter)?;
         }
-        merge.states(self.grouped_rows(scanner).await?, self.memory.runtime())
+        let config = self.states.session(self.width(source).await?, false);
+        let rows = self.grouped_rows(scanner).await?;
+        merge.states(rows, config, self.states.runtime())
     }
 
-    /// The view's rows that come of all the `states`.
-    pub fn merged(
+    /// The view's rows that come of all the `states`, which are those of `source`.
+    pub async fn merged(
         &self,
+        source: &Dataset,
         merge: &Merge,
         states: SendableRecordBatchStream,
     ) -> datafusion::common::Result<SendableRecordBatchStream> {
-        Ok(self.conform(merge.merged(states, self.memory.runtime())?))
+        let config = self.memory.session(self.width(source).await?, false);
+        Ok(self.conform(merge.merged(states, config, self.memory.runtime())?))
     }
 
     /// Brings each batch to the view's schema: row ids under their stored

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -16,6 +17,10 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 use tokio::sync::Notify;
+
+/// How long data files that are to be written together are waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+const LITTLE: Duration = Duration::from_millis(50);
 
 /// What goes wrong, and what has been seen.
 #[derive(Debug)]
@@ -32,6 +37,10 @@ pub struct Faults {
     /// All fails once an object whose path holds this was put.
     last: Option<&'static str>,
     dead: AtomicBool,
+    /// How many data files are waited for, once one is begun; none, if that is 0.
+    together: usize,
+    /// How many are being written, and how many were at the most.
+    at_once: Mutex<(usize, usize)>,
 }
 
 /// The first put of an object whose path holds `of`, or the first read, waits
@@ -62,6 +71,8 @@ impl Faults {
             hold,
             last: None,
             dead: AtomicBool::new(false),
+            together: 0,
+            at_once: Mutex::default(),
         }
     }
 
@@ -72,6 +83,38 @@ impl Faults {
             last: Some(of),
             ..Self::of(u64::MAX, false, None)
         })
+    }
+
+    /// All works, but a data file is written once `together` have been begun, or no
+    /// more come for long.
+    pub fn gathering(together: usize) -> Arc<Faults> {
+        Arc::new(Faults {
+            together,
+            ..Self::of(u64::MAX, false, None)
+        })
+    }
+
+    /// How many data files were written at a time, at the most.
+    pub fn most_at_once(&self) -> usize {
+        self.at_once.lock().unwrap().1
+    }
+
+    async fn gathered(&self, at: &Path) {
+        if self.together == 0 || !at.as_ref().contains("/data/") {
+            return;
+        }
+        {
+            let mut at_once = self.at_once.lock().unwrap();
+            at_once.0 += 1;
+            at_once.1 = at_once.1.max(at_once.0);
+        }
+        let begun = tokio::time::Instant::now();
+        while self.most_at_once() < self.together && begun.elapsed() < PATIENCE {
+            tokio::time::sleep(LITTLE).await;
+        }
+        // There may be one more than there should be.
+        tokio::time::sleep(10 * LITTLE).await;
+        self.at_once.lock().unwrap().0 -= 1;
     }
 
     fn put(&self, at: &Path) {
@@ -234,6 +277,7 @@ impl fmt::Display for Faulty {
 impl ObjectStore for Faulty {
     async fn put_opts(&self, at: &Path, payload: PutPayload, o: PutOptions) -> Result<PutResult> {
         self.faults.wrote(at);
+        self.faults.gathered(at).await;
         self.faults.held(at, false).await;
         let put = self.inner.put_opts(at, payload, o);
         let put = self.faults.through(put).await?;
@@ -247,6 +291,7 @@ impl ObjectStore for Faulty {
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         self.faults.wrote(at);
+        self.faults.gathered(at).await;
         let inner = self
             .faults
             .through(self.inner.put_multipart_opts(at, options))

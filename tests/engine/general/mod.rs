@@ -530,12 +530,12 @@ async fn a_not_in_over_nulls_gives_its_rows_or_says_that_it_needs_more_memory() 
     // With how much of it there is enough: of a unit that has it alone, and of all.
     for (at, (enough, sql)) in [
         (
-            6,
+            12,
             "SELECT customer, note FROM orders WHERE customer NOT IN \
              (SELECT id FROM customers WHERE id > 9)",
         ),
         (
-            6,
+            12,
             "SELECT customer, note FROM orders WHERE customer NOT IN \
              (SELECT CASE WHEN id > 9 THEN id END FROM customers)",
         ),
@@ -549,7 +549,7 @@ async fn a_not_in_over_nulls_gives_its_rows_or_says_that_it_needs_more_memory() 
     .enumerate()
     {
         let right = world.evaluated(sql).await;
-        for megabytes in [1, 4, 6, 256] {
+        for megabytes in [1, 4, 12, 256] {
             let name = format!("v{at}_{megabytes}");
             world.create_view(&name, sql).await;
             let done = world.db.refresh_as(Request {

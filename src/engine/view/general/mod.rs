@@ -22,8 +22,9 @@ pub mod branch;
 pub mod cut;
 pub mod names;
 pub mod source;
+mod windows;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow_schema::{DataType, Schema, SchemaRef};
@@ -41,7 +42,7 @@ use datafusion_expr::{ExprSchemable, JoinType, LogicalPlan, TableScan};
 use futures::StreamExt;
 use lance::Dataset;
 use lance_table::format::Fragment;
-use tokio::sync::RwLock;
+use tokio::sync::{OnceCell, RwLock};
 
 use self::names::Query;
 use self::source::{Scans, SourceTable};
@@ -53,14 +54,12 @@ use crate::engine::fingerprint::{Fingerprint, Reads};
 use crate::engine::memory::{BLOBS, Memory};
 use crate::engine::scan::holds_blobs;
 use crate::engine::unit::Extent;
+use crate::engine::width;
 use crate::engine::words::first_line;
 
 /// Where names of one and two parts are looked up. No table has such a name.
 const CATALOG: &str = "\u{1}catalog";
 const SCHEMA: &str = "\u{1}schema";
-
-/// The most that a sort may keep back for its last step.
-const SORT_RESERVE: usize = 8 << 20;
 
 /// A general query planned over one version of each of its sources.
 #[derive(Debug)]
@@ -71,8 +70,6 @@ pub struct General {
     /// Whether unquoted names are taken in lower case.
     lower: bool,
     memory: Memory,
-    /// The bytes of its pool.
-    pool: usize,
     /// Whose turn it is to compute rows: many's, or that of one alone.
     turns: Arc<RwLock<()>>,
 }
@@ -90,6 +87,8 @@ pub struct Branch {
     pub rows_besides: u64,
     /// Whether it reads blobs.
     blobs: bool,
+    /// About how many bytes its widest rows have, once it is known.
+    width: OnceCell<u64>,
 }
 
 /// A scan by whose fragments a branch is cut.
@@ -151,13 +150,9 @@ impl General {
             branches: Vec::new(),
             lower,
             memory: memory.clone(),
-            pool: match memory.runtime().memory_pool.memory_limit() {
-                datafusion::execution::memory_pool::MemoryLimit::Finite(bytes) => bytes,
-                _ => usize::MAX,
-            },
             turns: Arc::default(),
         };
-        let context = general.context(1, false, false, Scans::default());
+        let context = general.context(SessionConfig::new(), false, false, Scans::default());
         let tables: Vec<Arc<SourceTable>> = sources
             .iter()
             .enumerate()
@@ -236,11 +231,12 @@ impl General {
             false => Box::new(self.turns.clone().read_owned().await),
         };
         let sorted = frugal && !is_by_hashes_alone(&branch.plan)?;
-        // Units run beside each other; what is computed whole has all processors.
-        let mut partitions = std::thread::available_parallelism().map_or(1, |n| n.get());
+        // Units run beside each other; what is computed whole has all threads.
+        let width = branch.width(&self.memory).await?;
+        let mut config = self.memory.session(width, frugal);
         let mut plan = branch.plan.clone();
         if let (Some(probe), Some(extent)) = (&branch.probe, extent) {
-            partitions = 1;
+            config = config.with_target_partitions(1);
             plan = branch::with_scan(&plan, &probe.path, &|scan: &TableScan| {
                 let table = source::of(scan)?.ok_or_else(branch::lost)?;
                 Ok(TableScan {
@@ -251,14 +247,15 @@ impl General {
         }
         if sorted {
             // Rows that are not parted are joined by their hashes all the same.
-            partitions = partitions.max(2);
+            config = config.with_target_partitions(2);
         }
         let scans = Scans::of(&plan)?;
-        let context = self.context(partitions, sorted, branch.blobs, scans);
+        let context = self.context(config, sorted, branch.blobs, scans);
         let mut physical = context.state().create_physical_plan(&plan).await?;
         if frugal {
             physical = sorted_whole(physical)?;
         }
+        physical = windows::by_groups(physical)?;
         let rows = execute_stream(physical, context.task_ctx())?;
         let schema = self.schema.clone();
         let rows = rows.map(move |batch| {
@@ -273,18 +270,16 @@ impl General {
 
     fn context(
         &self,
-        partitions: usize,
+        config: SessionConfig,
         sorted: bool,
         blobs: bool,
         scans: Scans,
     ) -> SessionContext {
-        let mut config = SessionConfig::new()
+        let mut config = config
             .with_default_catalog_and_schema(CATALOG, SCHEMA)
             .with_create_default_catalog_and_schema(true)
             .with_information_schema(false)
-            .with_extension(Arc::new(scans))
-            .with_target_partitions(partitions)
-            .with_sort_spill_reservation_bytes(SORT_RESERVE.min(self.pool / 8 / partitions));
+            .with_extension(Arc::new(scans));
         let options = config.options_mut();
         options.sql_parser.enable_ident_normalization = self.lower;
         options.sql_parser.map_string_types_to_utf8view = false;
@@ -358,12 +353,40 @@ impl Branch {
             rows_besides += rows_of(&sources[index]);
         }
         Ok(Branch {
+            width: OnceCell::new(),
             plan,
             probe,
             besides: Fingerprint::of_all(&parts),
             rows_besides,
             blobs,
         })
+    }
+
+    /// About how many bytes its widest rows have: at most, where that is little, or else
+    /// by some of the rows.
+    async fn width(&self, memory: &Memory) -> datafusion::common::Result<u64> {
+        let look = async || {
+            let mut read: HashMap<Read, Arc<Dataset>> = HashMap::new();
+            for scan in branch::other_scans(&self.plan, None)? {
+                if let Some(table) = source::of(&scan)? {
+                    read.insert((table.index, columns(&scan)), table.dataset().clone());
+                }
+            }
+            let most = read.iter().map(|(read, dataset)| {
+                let most = width::most(dataset, |name| read.1.contains(name));
+                (read.clone(), most)
+            });
+            let mut widths: HashMap<Read, u64> = most.collect();
+            if memory.matters(width_of(&self.plan, &widths)?) {
+                for (read, dataset) in read {
+                    if let Some(width) = width::sampled(&dataset, &read.1).await? {
+                        widths.insert(read, width);
+                    }
+                }
+            }
+            width_of(&self.plan, &widths)
+        };
+        self.width.get_or_try_init(look).await.copied()
     }
 }
 
@@ -448,6 +471,26 @@ fn columns(scan: &TableScan) -> BTreeSet<String> {
             .collect(),
         None => schema.fields().iter().map(|f| f.name().clone()).collect(),
     }
+}
+
+/// What is read of one table.
+type Read = (usize, BTreeSet<String>);
+
+/// How many bytes the widest rows of `plan` have, by those of what it reads.
+fn width_of(plan: &LogicalPlan, widths: &HashMap<Read, u64>) -> datafusion::common::Result<u64> {
+    if let LogicalPlan::TableScan(scan) = plan {
+        let read = source::of(scan)?.map(|table| (table.index, columns(scan)));
+        return Ok(read
+            .and_then(|read| widths.get(&read).copied())
+            .unwrap_or(0));
+    }
+    let inputs = plan.inputs().into_iter();
+    let inputs = inputs.map(|input| width_of(input, widths));
+    let inputs = inputs.collect::<datafusion::common::Result<Vec<u64>>>()?;
+    Ok(match plan {
+        LogicalPlan::Join(_) => inputs.into_iter().fold(0, u64::saturating_add),
+        _ => inputs.into_iter().max().unwrap_or_default(),
+    })
 }
 
 fn rows_of(dataset: &Dataset) -> u64 {

@@ -47,6 +47,11 @@ impl SourceTable {
         }
     }
 
+    /// The source.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
     /// The same, of these rows only.
     pub fn restricted(&self, extent: Extent) -> SourceTable {
         SourceTable {
@@ -90,7 +95,7 @@ impl TableProvider for SourceTable {
     ) -> datafusion::common::Result<Arc<dyn ExecutionPlan>> {
         let mut scan = self.dataset.scan();
         let scans = state.config().get_extension::<Scans>();
-        let memory = self.memory.among(scans.map_or(1, |scans| scans.0));
+        let memory = self.memory.beside_pool(scans.map_or(1, |scans| scans.0));
         memory.bound(&mut scan);
         scan.materialization_style(MaterializationStyle::AllEarly);
         if let Some(extent) = &self.extent {

@@ -1,0 +1,99 @@
+//! The pool of memory that queries share.
+
+use std::fmt;
+
+use datafusion::common::Result;
+use datafusion::execution::memory_pool::{
+    FairSpillPool, MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation,
+};
+
+/// Operators that put together all that they have reserved, and hold it twice then: a
+/// join's one side, and the first rows of an order.
+const COPIED: [&str; 3] = ["CrossJoinExec", "HashJoinInput", "TopK"];
+
+/// DataFusion's pool of fair shares, which counts twice what is held twice. Who finds
+/// no place is told so then, and sorts and spills instead, rather than to be killed.
+#[derive(Debug)]
+pub struct Pool(FairSpillPool);
+
+impl Pool {
+    /// A pool of so many bytes.
+    pub fn new(bytes: usize) -> Pool {
+        Pool(FairSpillPool::new(bytes))
+    }
+}
+
+fn held(reservation: &MemoryReservation, bytes: usize) -> usize {
+    let name = reservation.consumer().name();
+    match COPIED.iter().any(|copied| name.starts_with(copied)) {
+        true => bytes.saturating_mul(2),
+        false => bytes,
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl MemoryPool for Pool {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn register(&self, consumer: &MemoryConsumer) {
+        self.0.register(consumer);
+    }
+
+    fn unregister(&self, consumer: &MemoryConsumer) {
+        self.0.unregister(consumer);
+    }
+
+    fn grow(&self, reservation: &MemoryReservation, additional: usize) {
+        self.0.grow(reservation, held(reservation, additional));
+    }
+
+    fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
+        self.0.shrink(reservation, held(reservation, shrink));
+    }
+
+    fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
+        self.0.try_grow(reservation, held(reservation, additional))
+    }
+
+    fn reserved(&self) -> usize {
+        self.0.reserved()
+    }
+
+    fn memory_limit(&self) -> MemoryLimit {
+        self.0.memory_limit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn what_is_held_twice_is_counted_twice_and_given_back_whole() {
+        let pool: Arc<dyn MemoryPool> = Arc::new(Pool::new(1000));
+        for (name, once) in [
+            ("HashJoinInput[3]", 500),
+            ("TopK[0]", 500),
+            ("CrossJoinExec", 500),
+            ("SMJStream[1]", 1000),
+        ] {
+            let reservation = MemoryConsumer::new(name).register(&pool);
+            assert!(reservation.try_grow(once + 1).is_err(), "{name}");
+            reservation.try_grow(once).unwrap();
+            assert_eq!(pool.reserved(), 1000, "{name}");
+            reservation.shrink(once / 2);
+            assert_eq!(pool.reserved(), 500, "{name}");
+            drop(reservation);
+            assert_eq!(pool.reserved(), 0, "{name}");
+        }
+    }
+}
