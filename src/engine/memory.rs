@@ -77,6 +77,19 @@ const BATCH_ROWS: (usize, usize) = (8, 8192);
 const SORT_RESERVE: usize = 8 << 20;
 const SORT_SHARE: usize = 8;
 
+/// The share of the pool that all sorts keep back where memory was found to be too
+/// little: they hold their rows twice, and for the last step what these are sorted by.
+const SORTS_SHARE: usize = 3;
+
+/// What share of the pool rows may take, for each thread, until it is seen whether they
+/// are fewer once they are grouped; and how many rows that is at the most.
+const PROBE_SHARE: usize = 64;
+const PROBE_ROWS: usize = 100_000;
+
+/// How many groups there may be for each row for that to be worth its memory, where it
+/// takes much of it.
+const PROBE_RATIO: f64 = 0.3;
+
 /// The limit where nothing says what it is.
 const UNKNOWN: u64 = 2 << 30;
 
@@ -156,10 +169,27 @@ impl Memory {
         let share = self.pool() / self.threads;
         let width = usize::try_from(width.max(1)).unwrap_or(usize::MAX);
         let (least, most) = BATCH_ROWS;
-        SessionConfig::new()
+        let mut config = SessionConfig::new()
             .with_target_partitions(threads)
             .with_batch_size((share / BATCHES / less / width).clamp(least, most))
-            .with_sort_spill_reservation_bytes(SORT_RESERVE.min(share / SORT_SHARE / 2))
+            .with_sort_spill_reservation_bytes(SORT_RESERVE.min(share / SORT_SHARE / 2));
+        // Groups are formed before rows are parted by them, and again after. What the
+        // first gives on is counted by nobody.
+        let execution = &mut config.options_mut().execution;
+        let probed = share / PROBE_SHARE / width;
+        if frugal {
+            execution.skip_partial_aggregation_probe_rows_threshold = 1;
+            execution.skip_partial_aggregation_probe_ratio_threshold = 0.0;
+        } else if probed < PROBE_ROWS {
+            execution.skip_partial_aggregation_probe_rows_threshold = probed.max(1);
+            execution.skip_partial_aggregation_probe_ratio_threshold = PROBE_RATIO;
+        }
+        config
+    }
+
+    /// What each of so many sorts keeps back that together have the pool.
+    pub fn kept_back(&self, sorts: usize) -> usize {
+        self.pool() / SORTS_SHARE / sorts.max(1)
     }
 
     /// Keeps what `scanner` holds within bounds.
@@ -304,6 +334,16 @@ mod tests {
         assert_eq!(rows(8, 8192, true), 8);
         assert_eq!(rows(2, 8192, true), 32);
         assert_eq!(rows(1, 1 << 40, false), 8);
+        let probed = |threads, width, frugal| {
+            let config = memory(threads).session(width, frugal);
+            let execution = &config.options().execution;
+            execution.skip_partial_aggregation_probe_rows_threshold
+        };
+        assert_eq!((probed(2, 8, false), probed(2, 8, true)), (PROBE_ROWS, 1));
+        assert_eq!(
+            (probed(2, 8192, false), probed(8, 1 << 40, false)),
+            (1024, 1)
+        );
         assert_eq!(memory(8).session(8, false).target_partitions(), 8);
         assert_eq!(memory(8).session(8, true).target_partitions(), 1);
     }

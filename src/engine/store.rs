@@ -59,7 +59,7 @@ const LOCAL_OBJECTS: &str = "file-object-store";
 const FROM_ANYWHERE: [&str; 2] = ["s3", "gs"];
 
 /// How many objects are looked at together.
-pub(super) const HEADS: usize = 128;
+pub(super) const HEADS: usize = 256;
 
 /// How often an object that must not exist yet is put, if what becomes of it
 /// stays unknown.

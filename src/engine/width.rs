@@ -192,15 +192,15 @@ mod tests {
             (numbers.clone(), 800, 80),
             (
                 Arc::new(StringArray::from(texts.clone())),
-                4950 + 404,
-                105 + 44,
+                4950 + 400,
+                95 + 40,
             ),
             (
                 Arc::new(StringViewArray::from_iter_values(texts)),
                 1600 + 4950 - 78,
                 160 + 13 + 14,
             ),
-            (Arc::new(lists.finish()), 400 + 4 * 4950, 40 + 4 * 105),
+            (Arc::new(lists.finish()), 400 + 4 * 4950, 40 + 4 * 95),
             (Arc::new(StructArray::from(vec![(field, numbers)])), 800, 80),
         ];
         for (column, all, some) in columns {

@@ -485,6 +485,20 @@ async fn a_query_that_holds_more_than_it_may_spills() {
             "SELECT a.id, b.note FROM orders a FULL JOIN orders b ON a.note = b.note",
         ),
         ("distinct", "SELECT DISTINCT note FROM orders"),
+        (
+            "sorted by texts alone",
+            "SELECT note FROM orders ORDER BY note LIMIT 50000",
+        ),
+        (
+            "windows over whole groups",
+            "SELECT id, note, count(*) OVER (PARTITION BY note) AS n FROM orders",
+        ),
+        (
+            "distinct among many",
+            "SELECT DISTINCT id, note FROM (SELECT id, note FROM orders UNION ALL SELECT id, note \
+             FROM orders UNION ALL SELECT id, note FROM orders UNION ALL SELECT id, note FROM \
+             orders) AS u",
+        ),
     ] {
         world.create_view(name, sql).await;
         let done = world

@@ -254,6 +254,11 @@ impl General {
         let mut physical = context.state().create_physical_plan(&plan).await?;
         if frugal {
             physical = sorted_whole(physical)?;
+            let kept_back = self.memory.kept_back(sorts_of(&physical)?);
+            let state = context.state_ref();
+            let mut state = state.write();
+            let execution = &mut state.config_mut().options_mut().execution;
+            execution.sort_spill_reservation_bytes = kept_back;
         }
         physical = windows::by_groups(physical)?;
         let rows = execute_stream(physical, context.task_ctx())?;
@@ -471,6 +476,19 @@ fn columns(scan: &TableScan) -> BTreeSet<String> {
             .collect(),
         None => schema.fields().iter().map(|f| f.name().clone()).collect(),
     }
+}
+
+/// How many sorts `plan` has under way at a time, at the most.
+fn sorts_of(plan: &Arc<dyn ExecutionPlan>) -> datafusion::common::Result<usize> {
+    let mut sorts = 0;
+    plan.apply(|node| {
+        if let Some(sort) = node.downcast_ref::<SortExec>() {
+            let input = sort.input().properties();
+            sorts += input.output_partitioning().partition_count();
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(sorts)
 }
 
 /// What is read of one table.
