@@ -19,12 +19,14 @@
 //!
 //! **Queries.** Views that sort, join and aggregate do so with more rows than memory
 //! takes. What these operators hold comes out of one pool for the whole process of
-//! `limit / 2` bytes. Operators that can spill share the pool fairly and spill to
-//! the temporary directory (`TMPDIR`), which in a pod is an `emptyDir`. They keep
-//! several batches each, and read back several of what they spilled: the wider rows
-//! are ([`super::width`]), the fewer are in a batch. Beside them a unit's scans have
-//! half of R together, as far as each of them has the least of it: about a third of
-//! the limit.
+//! `limit / 3` bytes. Those that can spill share it fairly and spill to the temporary
+//! directory (`TMPDIR`), which in a pod is an `emptyDir`; the others fail where they find
+//! no place, and the rows are then sorted instead. Merges of what was spilled hold,
+//! beside what they count, what rows are sorted by: with that, and with what the
+//! allocator keeps, it comes to twice as much. Operators keep several batches each,
+//! so the wider rows are ([`super::width`]), the fewer are in a batch. Beside them a
+//! unit's scans have half of R together, as far as each of them has the least of it:
+//! about a third of the limit.
 //!
 //! **States of groups.** The states of a part of the source are worth keeping only
 //! where they are few. Each part has so much of a pool of its own that it takes to
@@ -58,9 +60,11 @@ const BATCHES_AHEAD: u64 = 8;
 /// How many rows with blobs are read at a time.
 pub const BLOBS: usize = 8;
 
-/// What share of the limit queries may hold, and of what scans may read ahead those
-/// beside queries: one part of so many.
-const SHARE: u64 = 2;
+/// What share of the limit queries may hold: one part of so many.
+const SHARE: u64 = 3;
+
+/// The same of what scans may read ahead beside queries.
+const BESIDE: u64 = 2;
 
 /// What share of the pool a batch may have that operators pass on, for each thread:
 /// one part of so many.
@@ -128,7 +132,7 @@ impl Memory {
     /// The same for each of the `scans` of one unit that feed operators which hold
     /// rows in the pool.
     pub fn beside_pool(&self, scans: usize) -> Memory {
-        let share = self.read_ahead / SHARE / scans.max(1) as u64;
+        let share = self.read_ahead / BESIDE / scans.max(1) as u64;
         Memory {
             read_ahead: share.max(LEAST_READ_AHEAD.min(self.read_ahead)),
             ..self.clone()
