@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use relance::cli::{Cli, Command, LogFormat};
 use relance::engine::error::EngineError;
-use relance::engine::processors;
 use relance::engine::view::deep::STACK;
+use relance::engine::{memory, processors};
 use relance::kubectl::args::Plugin;
 use relance::protocol::exit;
 use relance::rest::auth::keys;
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         processors::use_all();
         reach::tidy_exceptions();
     }
+    memory::give_back();
     // Two providers are compiled in, so rustls must be told which one to use.
     if rustls::crypto::ring::default_provider()
         .install_default()

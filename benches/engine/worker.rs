@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use relance::engine::catalog::Catalog;
+use relance::engine::memory;
 use relance::engine::refresh::{Progress, Request, refresh};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -67,6 +68,7 @@ pub async fn work() {
     if let Some(group) = &task.group {
         let this = std::process::id().to_string();
         std::fs::write(group.join("cgroup.procs"), this).expect("in the control group");
+        memory::give_back();
     }
     let delay = Arc::new(Delay {
         delay: Duration::from_millis(task.delay_millis),

@@ -97,8 +97,33 @@ const PROBE_RATIO: f64 = 0.3;
 /// The limit where nothing says what it is.
 const UNKNOWN: u64 = 2 << 30;
 
+/// Less than this is little, to the allocator: which blocks it is to ask the system for
+/// and give back by themselves, how much else it may keep, and in how many heaps.
+const LITTLE: u64 = 4 << 30;
+const BLOCK: i32 = 1 << 20;
+const KEPT: i32 = 16 << 20;
+const HEAPS: i32 = 4;
+
 /// A limit of version 1 that is none: it says so with a huge number.
 const NO_LIMIT: u64 = 1 << 60;
+
+/// Has the allocator give back what is freed, where there is little memory. glibc's
+/// own keeps larger and larger blocks, in a heap for each thread, which of texts came
+/// to three times what was in use (`benches/RESULTS.md`).
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    if limit() < LITTLE {
+        for (what, value) in [
+            (libc::M_MMAP_THRESHOLD, BLOCK),
+            (libc::M_TRIM_THRESHOLD, KEPT),
+            (libc::M_ARENA_MAX, HEAPS),
+        ] {
+            // SAFETY: it takes numbers, and may be called at any time. What it does not
+            // know stays as it is.
+            unsafe { libc::mallopt(what, value) };
+        }
+    }
+}
 
 /// What the units of a refresh may hold.
 #[derive(Clone, Debug)]

@@ -11,8 +11,13 @@ use datafusion::execution::memory_pool::{
 /// join's one side, and the first rows of an order.
 const COPIED: [&str; 3] = ["CrossJoinExec", "HashJoinInput", "TopK"];
 
-/// DataFusion's pool of fair shares, which counts twice what is held twice. Who finds
-/// no place is told so then, and sorts and spills instead, rather than to be killed.
+/// Groups. They reserve what they hold; but when they merge what they have spilled, not
+/// what rows are sorted by, nor all that is read ahead.
+const MERGED: &str = "GroupedHashAggregateStream";
+
+/// DataFusion's pool of fair shares, which counts twice what is held twice, and leaves
+/// groups half of their share. Who finds no place is told so then, and sorts and spills
+/// instead, rather than to be killed.
 #[derive(Debug)]
 pub struct Pool(FairSpillPool);
 
@@ -59,6 +64,13 @@ impl MemoryPool for Pool {
     }
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
+        if reservation.consumer().name().starts_with(MERGED) {
+            // Twice all that it has then is to be within its share.
+            let besides = reservation.size() + additional;
+            self.0.try_grow(reservation, besides + additional)?;
+            self.0.shrink(reservation, besides);
+            return Ok(());
+        }
         self.0.try_grow(reservation, held(reservation, additional))
     }
 
@@ -76,6 +88,25 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+
+    #[test]
+    fn groups_have_half_of_their_share() {
+        let pool: Arc<dyn MemoryPool> = Arc::new(Pool::new(1000));
+        let register = |name: &str| {
+            let consumer = MemoryConsumer::new(name).with_can_spill(true);
+            consumer.register(&pool)
+        };
+        let sorted = register("ExternalSorter[0]");
+        let groups = register("GroupedHashAggregateStream[0] (count)");
+        groups.try_grow(100).unwrap();
+        groups.try_grow(150).unwrap();
+        assert!(groups.try_grow(1).is_err());
+        assert_eq!(pool.reserved(), 250);
+        sorted.try_grow(500).unwrap();
+        assert!(sorted.try_grow(1).is_err());
+        drop(groups);
+        assert_eq!(pool.reserved(), 500);
+    }
 
     #[test]
     fn what_is_held_twice_is_counted_twice_and_given_back_whole() {
