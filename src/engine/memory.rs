@@ -108,8 +108,8 @@ const HEAPS: i32 = 4;
 const NO_LIMIT: u64 = 1 << 60;
 
 /// Has the allocator give back what is freed, where there is little memory. glibc's
-/// own keeps larger and larger blocks, in a heap for each thread, which of texts came
-/// to three times what was in use (`benches/RESULTS.md`).
+/// own keeps larger and larger blocks, in a heap for each thread: rows of texts took
+/// two to three times as much so (`benches/RESULTS.md`).
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     if limit() < LITTLE {
@@ -147,11 +147,6 @@ impl Memory {
     /// Where queries run.
     pub fn runtime(&self) -> &Arc<RuntimeEnv> {
         &self.runtime
-    }
-
-    /// How many units, or parts of one query, may be computed at a time.
-    pub fn threads(&self) -> usize {
-        self.threads
     }
 
     /// The same for each of the `scans` of one unit that feed operators which hold
