@@ -1,6 +1,7 @@
 //! The pool of memory that queries share.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use datafusion::common::Result;
 use datafusion::execution::memory_pool::{
@@ -9,7 +10,12 @@ use datafusion::execution::memory_pool::{
 
 /// Operators that put together all that they have reserved, and hold it twice then: a
 /// join's one side, and the first rows of an order.
-const COPIED: [&str; 3] = ["CrossJoinExec", "HashJoinInput", "TopK"];
+const COPIED: [&str; 4] = [
+    "CrossJoinExec",
+    "HashJoinInput",
+    "NestedLoopJoinLoad",
+    "TopK",
+];
 
 /// Groups. They reserve what they hold; but when they merge what they have spilled, not
 /// what rows are sorted by, nor all that is read ahead.
@@ -19,12 +25,20 @@ const MERGED: &str = "GroupedHashAggregateStream";
 /// groups half of their share. Who finds no place is told so then, and sorts and spills
 /// instead, rather than to be killed.
 #[derive(Debug)]
-pub struct Pool(FairSpillPool);
+pub struct Pool {
+    fair: FairSpillPool,
+    /// Whoever asks for more: groups have for an instant twice what they keep, which is
+    /// nobody else's want.
+    asks: Mutex<()>,
+}
 
 impl Pool {
     /// A pool of so many bytes.
     pub fn new(bytes: usize) -> Pool {
-        Pool(FairSpillPool::new(bytes))
+        Pool {
+            fair: FairSpillPool::new(bytes),
+            asks: Mutex::default(),
+        }
     }
 }
 
@@ -38,48 +52,50 @@ fn held(reservation: &MemoryReservation, bytes: usize) -> usize {
 
 impl fmt::Display for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.fair.fmt(f)
     }
 }
 
 impl MemoryPool for Pool {
     fn name(&self) -> &str {
-        self.0.name()
+        self.fair.name()
     }
 
     fn register(&self, consumer: &MemoryConsumer) {
-        self.0.register(consumer);
+        self.fair.register(consumer);
     }
 
     fn unregister(&self, consumer: &MemoryConsumer) {
-        self.0.unregister(consumer);
+        self.fair.unregister(consumer);
     }
 
     fn grow(&self, reservation: &MemoryReservation, additional: usize) {
-        self.0.grow(reservation, held(reservation, additional));
+        self.fair.grow(reservation, held(reservation, additional));
     }
 
     fn shrink(&self, reservation: &MemoryReservation, shrink: usize) {
-        self.0.shrink(reservation, held(reservation, shrink));
+        self.fair.shrink(reservation, held(reservation, shrink));
     }
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
+        let _alone = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         if reservation.consumer().name().starts_with(MERGED) {
             // Twice all that it has then is to be within its share.
             let besides = reservation.size() + additional;
-            self.0.try_grow(reservation, besides + additional)?;
-            self.0.shrink(reservation, besides);
+            self.fair.try_grow(reservation, besides + additional)?;
+            self.fair.shrink(reservation, besides);
             return Ok(());
         }
-        self.0.try_grow(reservation, held(reservation, additional))
+        self.fair
+            .try_grow(reservation, held(reservation, additional))
     }
 
     fn reserved(&self) -> usize {
-        self.0.reserved()
+        self.fair.reserved()
     }
 
     fn memory_limit(&self) -> MemoryLimit {
-        self.0.memory_limit()
+        self.fair.memory_limit()
     }
 }
 
@@ -115,6 +131,7 @@ mod tests {
             ("HashJoinInput[3]", 500),
             ("TopK[0]", 500),
             ("CrossJoinExec", 500),
+            ("NestedLoopJoinLoad[0]", 500),
             ("SMJStream[1]", 1000),
         ] {
             let reservation = MemoryConsumer::new(name).register(&pool);

@@ -138,10 +138,8 @@ fn bytes_of_data(data: &ArrayData) -> usize {
                 child(offset * count, (offset + len) * count)
             }
             DataType::Struct(_) => {
-                let children = data.child_data().iter();
-                children
-                    .map(|child| bytes_of_data(&child.slice(offset, len)))
-                    .sum()
+                // A part of it has the same part of each.
+                data.child_data().iter().map(bytes_of_data).sum()
             }
             _ => data.get_slice_memory_size().unwrap_or_default(),
         }
@@ -152,8 +150,12 @@ mod tests {
     use std::sync::Arc;
 
     use arrow_array::builder::{Int32Builder, ListBuilder};
-    use arrow_array::{ArrayRef, Int64Array, StringArray, StringViewArray, StructArray};
+    use arrow_array::{
+        ArrayRef, FixedSizeListArray, Int64Array, ListArray, StringArray, StringViewArray,
+        StructArray,
+    };
     use arrow_schema::Field;
+    use datafusion::arrow::buffer::OffsetBuffer;
 
     use super::*;
 
@@ -188,7 +190,20 @@ mod tests {
         }
         let numbers: ArrayRef = Arc::new((0..100).collect::<Int64Array>());
         let field = Arc::new(Field::new("n", DataType::Int64, true));
-        let columns: [(ArrayRef, usize, usize); 5] = [
+        let pair: ArrayRef = Arc::new(StructArray::from(vec![(field.clone(), numbers.clone())]));
+        let pairs = ListArray::new(
+            Arc::new(Field::new("pair", pair.data_type().clone(), true)),
+            OffsetBuffer::from_lengths([1; 100]),
+            pair.clone(),
+            None,
+        );
+        let apiece = FixedSizeListArray::new(
+            Arc::new(Field::new("pair", pair.data_type().clone(), true)),
+            1,
+            pair.clone(),
+            None,
+        );
+        let columns: [(ArrayRef, usize, usize); 7] = [
             (numbers.clone(), 800, 80),
             (
                 Arc::new(StringArray::from(texts.clone())),
@@ -201,7 +216,9 @@ mod tests {
                 160 + 13 + 14,
             ),
             (Arc::new(lists.finish()), 400 + 4 * 4950, 40 + 4 * 95),
-            (Arc::new(StructArray::from(vec![(field, numbers)])), 800, 80),
+            (pair, 800, 80),
+            (Arc::new(pairs), 1200, 120),
+            (Arc::new(apiece), 800, 80),
         ];
         for (column, all, some) in columns {
             let of = column.data_type().clone();

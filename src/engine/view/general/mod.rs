@@ -20,6 +20,7 @@
 
 pub mod branch;
 pub mod cut;
+mod loops;
 pub mod names;
 pub mod source;
 mod windows;
@@ -260,7 +261,7 @@ impl General {
             let execution = &mut state.config_mut().options_mut().execution;
             execution.sort_spill_reservation_bytes = kept_back;
         }
-        physical = windows::by_groups(physical)?;
+        physical = windows::by_groups(loops::whole(physical, frugal)?)?;
         let rows = execute_stream(physical, context.task_ctx())?;
         let schema = self.schema.clone();
         let rows = rows.map(move |batch| {
