@@ -159,8 +159,14 @@ async fn doubt(
         // A worker has the time.
         return Ok(Some("its files are too many to look for them all here"));
     }
-    let ledgers = Ledgers::among(objects, listed, None, None, Known::new()).await?;
-    Ok(ledgers.lacks(fragments).then_some("files of it are gone"))
+    let mut ledgers = Ledgers::among(objects, listed, None, None, Known::new()).await?;
+    // The newest may be of a commit that never landed.
+    let held = ledgers.hold(fragments).await?;
+    Ok(match ledgers.lacks(fragments) {
+        true => Some("files of it are gone"),
+        false if !held => Some("no ledger tells of some of its files"),
+        false => None,
+    })
 }
 
 /// Opens the source of `view` at `version` or the latest. Errors:

@@ -268,7 +268,8 @@ impl Ledgers {
     }
 
     /// The name of the newest ledger, if the files that it brought in are there
-    /// and nothing that ran beside its commit can still take them.
+    /// and nothing that ran beside its commit can still take them. Once the view was
+    /// asked for ([`Ledgers::of`]): and if it holds all of the view.
     pub fn settled(&self) -> Option<&str> {
         self.settled.as_deref()
     }
@@ -305,7 +306,35 @@ impl Ledgers {
             standing.lose(&self.gone);
             let accounted = self.read.iter().flat_map(|l| l.claims.iter());
             if standing.unaccounted(accounted).is_empty() || !self.next().await? {
-                return Ok(&self.read);
+                break;
+            }
+        }
+        if self.settled.is_some() && self.read.len() > 1 {
+            // It may be of a commit that never landed.
+            let newest = self.read.iter().take(1).flat_map(|l| l.claims.iter());
+            if !standing.unaccounted(newest).is_empty() {
+                self.settled = None;
+            }
+        }
+        Ok(&self.read)
+    }
+
+    /// Reads until those that have been read hold all `fragments` of the view, or all
+    /// are read. Returns whether they do.
+    pub async fn hold(&mut self, fragments: &[Fragment]) -> Result<bool> {
+        let held: Option<HashSet<Held>> = fragments.iter().map(held).collect();
+        let Some(mut left) = held else {
+            return Ok(false);
+        };
+        let mut searched = 0;
+        loop {
+            let claims = self.read[searched..].iter().flat_map(|l| l.claims.iter());
+            for held in claims.flat_map(Claim::held).flatten() {
+                left.remove(&held);
+            }
+            searched = self.read.len();
+            if left.is_empty() || !self.next().await? {
+                return Ok(left.is_empty());
             }
         }
     }
@@ -331,7 +360,9 @@ impl Ledgers {
             if !repeats {
                 self.known.insert(listed.path, ledger.clone());
             }
-            if self.settled.is_none() {
+            // What an older one brought in is its own to tell: the newest may be of a
+            // commit that never landed, and have nothing of it.
+            if self.settled.is_none() || !self.read.is_empty() {
                 let mut paths = Vec::new();
                 for (at, claims) in ledger.lately(listed.modified) {
                     let only = self.only.as_ref();

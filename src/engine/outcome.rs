@@ -121,7 +121,13 @@ pub async fn known_at(store: &Store, uri: &str, refresh: &str) -> Result<Known> 
 /// plans before it commits: without a plan there is no commit.
 async fn traces(objects: &Objects, refresh: &str) -> Result<(Option<Outcome>, Option<Plan>)> {
     let planned = paths::plan(objects.root(), refresh, 1);
-    futures::try_join!(recorded(objects, refresh), objects.get::<Plan>(&planned))
+    let (outcome, plan) =
+        futures::try_join!(recorded(objects, refresh), objects.get::<Plan>(&planned))?;
+    if outcome.is_none() && plan.is_none() {
+        // Between the two looks it may have recorded the one and removed the other.
+        return Ok((recorded(objects, refresh).await?, None));
+    }
+    Ok((outcome, plan))
 }
 
 /// [`find`] for the view that is known to be at `uri`.
@@ -207,11 +213,23 @@ async fn prepared(
     Ok(None)
 }
 
-/// Records what the refresh of `request` did. The first record stays.
-pub async fn record(objects: &Objects, request: &Request, outcome: &Outcome) -> Result<Outcome> {
+/// Records what the refresh of `request` did. The first record stays, unless it is of
+/// a commit whose files are gone: then it is done `anew`.
+pub async fn record(
+    objects: &Objects,
+    request: &Request,
+    outcome: &Outcome,
+    anew: bool,
+) -> Result<Outcome> {
     let refresh = &request.refresh;
     let path = paths::outcome(objects.root(), refresh);
-    let outcome = objects.agree(&path, outcome.clone()).await?;
+    let outcome = match anew {
+        true => {
+            objects.put(&path, outcome).await?;
+            outcome.clone()
+        }
+        false => objects.agree(&path, outcome.clone()).await?,
+    };
     if let Some(job) = &request.job
         && let Err(error) = account::record(objects, job, refresh, &outcome).await
     {

@@ -155,6 +155,12 @@ pub(super) async fn written(
             }
         }
     }
+    // A listing that is late, or not in order, is no proof; mostly it lacks none.
+    let lacked = paths.iter().filter(|path| !there.contains_key(*path));
+    let lacked = lacked.map(|path| (path.clone(), objects.within(path)));
+    let looked = objects.modified_each(lacked.collect()).await?;
+    let found = looked.into_iter();
+    there.extend(found.filter_map(|(path, at)| Some((path, at?))));
     Ok(there)
 }
 

@@ -141,16 +141,50 @@ async fn files_of_a_commit_are_looked_for_until_no_cleanup_can_be_left() {
     let looked = operations().await;
     let again = operations().await;
     assert!(again + files > looked, "{again}, and {looked} before");
+    age_ledgers(&db);
+    // Once more, and from then on no more.
+    operations().await;
+    let settled = operations().await;
+    assert!(settled + files <= looked, "{settled}, and {looked} before");
+}
+
+#[tokio::test]
+async fn a_ledger_of_a_commit_that_never_landed_hides_no_file_that_is_gone() {
+    for old in [false, true] {
+        let (shape, db) = (shape("filtered"), filled(true).await);
+        db.create_view("v", shape.sql, Form::Plain).await;
+        db.refresh("v").await.unwrap();
+        // It dies when it has written its ledger.
+        let full = Request {
+            full: true,
+            ..request("v")
+        };
+        let dies = Faults::after("/ledgers/");
+        run(&db, &full, dies).await.unwrap_err();
+        if old {
+            age_ledgers(&db);
+        }
+        // What was committed before is taken all the same.
+        for path in files(&db, None).await {
+            std::fs::remove_file(format!("{}/{path}", db.path("v"))).unwrap();
+        }
+        assert!(!is_current(&db, "v").await, "old {old}");
+        let mut source = db.open("src").await;
+        let none: [(&str, &str); 1] = [("key", "value")];
+        source.update_config(none).await.unwrap();
+        let done = db.refresh("v").await.unwrap();
+        assert_whole(&db, shape, &done, &format!("old {old}")).await;
+    }
+}
+
+/// Has the view's ledgers be as old as none is that is looked after.
+fn age_ledgers(db: &Db) {
     let ledgers = format!("{}/_relance/ledgers", db.path("v"));
     for ledger in std::fs::read_dir(ledgers).unwrap() {
         let days_ago = SystemTime::now() - Duration::from_secs(2 * 24 * 3600);
         let file = std::fs::File::open(ledger.unwrap().path()).unwrap();
         file.set_modified(days_ago).unwrap();
     }
-    // Once more, and from then on no more.
-    operations().await;
-    let settled = operations().await;
-    assert!(settled + files <= looked, "{settled}, and {looked} before");
 }
 
 /// A view of `shape`, of whose source most is as it was when it was refreshed, a

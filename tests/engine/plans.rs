@@ -69,6 +69,51 @@ async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_of_an_older_plan_does_not_undo_a_commit_that_another_change_came_beside() {
+    let mut db = filled(true).await;
+    db.create_view("v", SHAPES[0].sql, Form::Plain).await;
+    let asked = request("v");
+    let worker = |index| Request {
+        workers: 2,
+        index,
+        ..asked.clone()
+    };
+    let more = db.batch(20);
+    // About to commit what it read of the source as it was.
+    let late = Faults::holding("v.lance/_transactions");
+    let older = async { run(&db, &worker(1), late.clone()).await.unwrap() };
+    let newer = async {
+        late.reached().await;
+        db.write(more, WriteMode::Append, 30).await;
+        let source = db.open("src").await;
+        source
+            .cleanup_old_versions(TimeDelta::zero(), Some(true), Some(false))
+            .await
+            .unwrap();
+        let newer = Faults::holding("v.lance/_transactions");
+        let beside = async {
+            newer.reached().await;
+            // Of no row: lance lets both through.
+            let mut view = db.open("v").await;
+            view.update_config([("key", "value")]).await.unwrap();
+            newer.go_on();
+        };
+        let first = worker(0);
+        let (done, ()) = futures::join!(run(&db, &first, newer.clone()), beside);
+        late.go_on();
+        done.unwrap()
+    };
+    let (older, newer) = futures::join!(older, newer);
+    let now = db.open("src").await.version().version;
+    assert_eq!(newer.source_version, now);
+    assert_eq!(older, newer);
+    let alone = commits_of(&db, "v", &asked.refresh).await;
+    assert_eq!(alone, 0, "nothing came beside it");
+    db.assert_right(&SHAPES[0], Form::Plain, &newer).await;
+    assert!(is_current(&db, "v").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_that_died_when_it_had_committed_leaves_all_records_when_it_is_run_again() {
     for form in [Form::Plain, Form::Provenance] {
         for moved in [false, true] {

@@ -120,6 +120,20 @@ impl Run<'_> {
                 }
                 return Ok(Some((outcome, Some(table))));
             }
+            if !history.settled
+                && let Some(outcome) = &history.outcome
+                && outcome.view_version > work.plan.view_version
+                && !work.is_of(outcome)
+            {
+                // It has committed by another plan, and somebody else something
+                // beside it. Whoever did may find it right, and tell so; what this
+                // plan says would only take the view back.
+                return match request.workers > 1 {
+                    true => self.wait_for_outcome(indices::LEFT_FOR, SELDOM).await,
+                    false => Ok(None),
+                }
+                .map(|told| told.map(|told| (told, None)));
+            }
             if history.settled
                 && !history.is_robbed(&self.objects, &table, usize::MAX).await?
                 && let Some(outcome) = history.outcome

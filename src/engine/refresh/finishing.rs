@@ -50,13 +50,14 @@ impl Run<'_> {
             }
         }
         let (objects, refresh) = (&self.objects, &self.request.refresh);
+        let anew = self.robbed.is_some();
         let sources = &work.plan.sources;
         let recorded = async {
             match indices::unindexed_rows(&table).await {
                 Ok(rows) => outcome.unindexed_rows = rows,
                 Err(error) => warn!(%error, "the view's indices could not be read"),
             }
-            outcome::record(objects, self.request, &outcome).await
+            outcome::record(objects, self.request, &outcome, anew).await
         };
         let rubbish = self.rubbish.take();
         let looked = async {

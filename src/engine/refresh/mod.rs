@@ -126,7 +126,7 @@ async fn run(
         match run.commit(&work, ahead).await? {
             Some((outcome, Some(table))) => return run.finish(&work, outcome, table).await,
             Some((outcome, None)) => {
-                return outcome::record(&run.objects, request, &outcome).await;
+                return outcome::record(&run.objects, request, &outcome, false).await;
             }
             None => {}
         }

@@ -237,7 +237,7 @@ impl Run<'_> {
             Err(error) => warn!(%error, "the view is right; its records could not all be written"),
         }
         // The view or its sources are others by now: that alone can be told.
-        let done = outcome::record(&self.objects, self.request, &done).await?;
+        let done = outcome::record(&self.objects, self.request, &done, false).await?;
         Ok(Planned::Done(done))
     }
 
