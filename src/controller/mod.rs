@@ -4,7 +4,7 @@
 //!
 //! | phase | what is true | goes on to |
 //! |---|---|---|
-//! | none, `Queued` | no Job of it exists | `Failed`: its view or cluster rules it out · `Succeeded`: the view is current already · `Running`: its turn has come, and the intent is written · `Suspended`, `Cancelled`: as `spec` asks |
+//! | none, `Queued` | no Job of it exists | `Failed`: its view or cluster rules it out, or cannot be looked at for as long as it might run · `Succeeded`: the view is current already · `Running`: its turn has come, and the intent is written · `Suspended`, `Cancelled`: as `spec` asks |
 //! | `Running`, no Job UID | the intent: its Job may or may not exist | the same with the UID: the Job was created, or found by its UID label · `Succeeded`: the view's history knows its commit · `Failed`: the API server refuses the Job |
 //! | `Running`, Job UID | its Job was seen | `Succeeded`: the Job or the history says so · `Failed`: the Job failed, and the history knows no commit · back to the intent: the Job is gone, and the history knows no commit · `Suspended`, `Cancelled`: the Job was deleted and is gone, and the history knows no commit |
 //! | `Suspended` | no Job of it exists, its claims are kept | `Queued`: no longer suspended · `Cancelled` |

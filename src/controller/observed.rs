@@ -90,7 +90,8 @@ pub enum CannotAsk {
     /// nobody is to wait for that.
     History,
     /// Its view, its cluster or its Secrets cannot be looked at yet: it keeps its
-    /// place before its view's others, or a younger one would run first.
+    /// place before its view's others, or a younger one would run first; but not
+    /// for long where one of those can look.
     World,
 }
 
@@ -391,6 +392,16 @@ impl Observed {
     pub(super) fn has_begun(&self) -> bool {
         let status = self.refresh.status.as_ref();
         status.is_some_and(|s| s.start_time.is_some())
+    }
+
+    /// For how long what must be looked at before it can begin has been out of
+    /// reach, at each look.
+    pub(super) fn waited_in_vain(&self) -> SignedDuration {
+        let status = self.refresh.status.as_ref();
+        let since = status.and_then(|s| s.unavailable_since.as_ref());
+        since.map_or(SignedDuration::ZERO, |since| {
+            self.now.duration_since(since.0)
+        })
     }
 
     pub(super) fn recorded_uid(&self) -> Option<&str> {

@@ -13,6 +13,10 @@
 //! - Failed and Cancelled are said only once no Job can be doing the work, and
 //!   the history was asked again.
 //!
+//! Two clocks see to it that each refresh ends: a Job's, from its turn to its
+//! deadline; and one as long while what must be looked at before that is out of
+//! reach. Neither runs while it waits for its turn, or is held.
+//!
 //! A Job in another cluster is held by a finalizer of the refresh, which is
 //! there before the intent and goes once no such Job runs. That cluster may be
 //! out of reach, for a time or for ever: then only the view's history can tell
@@ -75,10 +79,12 @@ fn waiting(seen: &Observed) -> Action {
         match &seen.outcome {
             None => return Action::Look(Look::Outcome),
             Some(OutcomeSeen::Found(outcome)) => return succeed(seen, outcome),
-            // The history was asked when its Job was gone, and no clock of it
-            // runs that would end the wait for another answer.
+            // The history was asked when its Job was gone.
             Some(OutcomeSeen::Unavailable(_)) if is_unwanted(seen) => return cancel(seen),
-            Some(OutcomeSeen::Unavailable(why)) => return unread(seen, why),
+            Some(OutcomeSeen::Unavailable(why)) if spec.suspend => return unread(seen, why),
+            Some(OutcomeSeen::Unavailable(why)) => {
+                return unavailable(seen, &waiting_for_history(why));
+            }
             Some(OutcomeSeen::NotFound | OutcomeSeen::Denied { .. }) => {}
         }
     }
@@ -107,7 +113,7 @@ fn queued(seen: &Observed) -> Action {
         Some(World::Refused { reason, message }) => {
             return end(status::failed(seen, reason, message));
         }
-        Some(World::Unavailable(why)) => return say(seen, why, Pause::BackOff),
+        Some(World::Unavailable(why)) => return unavailable(seen, why),
         Some(World::Ready {
             current: Some(current),
             ..
@@ -135,6 +141,16 @@ fn queued(seen: &Observed) -> Action {
         (Some(Turn::Now), Some(_)) if seen.remote && !seen.is_held() => Action::Hold,
         (Some(Turn::Now), Some(_)) if seen.is_held() && !seen.remote => Action::Release(None),
         (Some(Turn::Now), Some(uri)) => step(status::intent(seen, uri), reasons::LAUNCHING, false),
+    }
+}
+
+/// What must be looked at before it can begin is out of reach. The clock of a Job
+/// does not run yet, so this has one of its own, which runs as long: nobody may wait
+/// for ever for what does not come back, or is never shown to whoever asks.
+fn unavailable(seen: &Observed, why: &str) -> Action {
+    match seen.waited_in_vain() > seen.deadline {
+        true => end(status::never_available(seen, why)),
+        false => tell(seen, status::unavailable(seen, why), Pause::BackOff),
     }
 }
 
@@ -180,8 +196,11 @@ fn resolve(seen: &Observed, otherwise: impl Fn(&Observed) -> Action) -> Action {
 
 /// The view's history cannot be read now.
 fn unread(seen: &Observed, why: &str) -> Action {
-    let message = format!("Waiting for the view's history: {why}");
-    say(seen, &message, Pause::BackOff)
+    say(seen, &waiting_for_history(why), Pause::BackOff)
+}
+
+fn waiting_for_history(why: &str) -> String {
+    format!("Waiting for the view's history: {why}")
 }
 
 /// It ends as it was asked to; whether the view is as it was is said only
@@ -504,16 +523,16 @@ fn update(status: MaterializedViewRefreshStatus) -> Action {
 
 /// Says why nothing moves, and waits.
 fn say(seen: &Observed, message: &str, pause: Pause) -> Action {
-    let status = status::said(seen, message);
-    if Some(&status) == seen.refresh.status.as_ref() {
-        return Action::Wait(pause);
-    }
-    update(status)
+    tell(seen, status::said(seen, message), pause)
 }
 
 /// Waits, with the status speaking of the resource's present generation.
 fn keep(seen: &Observed, pause: Pause) -> Action {
-    let status = status::observed(seen);
+    tell(seen, status::observed(seen), pause)
+}
+
+/// Waits, with this status.
+fn tell(seen: &Observed, status: MaterializedViewRefreshStatus, pause: Pause) -> Action {
     if Some(&status) == seen.refresh.status.as_ref() {
         return Action::Wait(pause);
     }

@@ -46,7 +46,18 @@ pub fn said(seen: &Observed, message: &str) -> Status {
 pub fn queued(seen: &Observed, uri: Option<String>, why: &str) -> Status {
     let mut status = said(seen, why);
     status.phase = Phase::Queued;
-    status.view_uri = uri.or(status.view_uri);
+    if uri.is_some() {
+        // It has been looked at.
+        status.view_uri = uri;
+        status.unavailable_since = None;
+    }
+    status
+}
+
+/// Waits, since what must be looked at before it can begin is out of reach.
+pub fn unavailable(seen: &Observed, why: &str) -> Status {
+    let mut status = said(seen, why);
+    status.unavailable_since.get_or_insert(Time(seen.now));
     status
 }
 
@@ -55,6 +66,7 @@ pub fn intent(seen: &Observed, uri: String) -> Status {
     let mut status = said(seen, &format!("Starting Job {}", seen.job_name));
     status.phase = Phase::Running;
     status.view_uri = Some(uri);
+    status.unavailable_since = None;
     status.start_time = Some(Time(seen.now));
     status.deadline_time = Some(Time(seen.now + seen.deadline));
     status.job = Some(job_ref(seen, None));
@@ -127,6 +139,7 @@ pub fn suspended(seen: &Observed) -> Status {
     // once was is still to be seen from the Job's name.
     status.start_time = None;
     status.deadline_time = None;
+    status.unavailable_since = None;
     if let Some(job) = &mut status.job {
         job.uid = None;
     }
@@ -146,6 +159,7 @@ pub fn suspended(seen: &Observed) -> Status {
 pub fn resumed(seen: &Observed) -> Status {
     let mut status = said(seen, "Resumed; waiting for its turn");
     status.phase = Phase::Queued;
+    status.unavailable_since = None;
     let message = status.message.clone().unwrap_or_default();
     set(
         seen,
@@ -228,6 +242,20 @@ pub fn overdue(seen: &Observed) -> Status {
     failed(seen, reasons::DEADLINE_EXCEEDED, &message)
 }
 
+/// It waited for as long as it might have run, and what must be looked at before
+/// it can begin was out of reach all the time.
+pub fn never_available(seen: &Observed, why: &str) -> Status {
+    let why = ["Waiting: ", "Waiting for "]
+        .iter()
+        .find_map(|said| why.strip_prefix(said))
+        .unwrap_or(why);
+    let message = format!(
+        "it could not begin within {} s: {why}; see to that and refresh again",
+        seen.deadline.as_secs()
+    );
+    failed(seen, reasons::UNAVAILABLE, &message)
+}
+
 /// What it was given when it started.
 fn allowed(seen: &Observed) -> SignedDuration {
     let status = seen.refresh.status.as_ref();
@@ -277,6 +305,7 @@ fn cancelled_so(seen: &Observed, message: &str) -> Status {
 fn ended(seen: &Observed, status: &mut Status, type_: &str, reason: &str) {
     let message = status.message.clone().unwrap_or_default();
     status.completion_time = Some(Time(seen.now));
+    status.unavailable_since = None;
     if status
         .conditions
         .iter()

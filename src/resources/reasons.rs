@@ -31,6 +31,11 @@ pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
 pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
 /// `Failed`: the RefreshCluster that the refresh names is not there.
 pub const CLUSTER_NOT_FOUND: &str = "ClusterNotFound";
+/// `Failed`: the refresh waited, and its view, its cluster or what it needs of them could not be
+/// looked at for as long as it might have run. Also a worker's word, [`EngineError::Unavailable`].
+///
+/// [`EngineError::Unavailable`]: crate::engine::error::EngineError::Unavailable
+pub const UNAVAILABLE: &str = "Unavailable";
 /// `Failed`: the cluster that the refresh's Job ran in was out of reach until the deadline.
 pub const CLUSTER_LOST: &str = "ClusterLost";
 /// `Failed`, and `Ready` is false on a RefreshCluster: the Secret with its kubeconfig is not there.

@@ -90,7 +90,7 @@ pub struct MaterializedViewRefreshStatus {
     /// One sentence: what is going on, why it waits, or how it ended and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `Complete`, `Failed` and `Suspended`, as on a batch/v1 Job, with stable reasons.
+    /// `Complete`, `Failed` and `Suspended`, as on a batch/v1 Job, with stable reasons; and `CredentialDeleted`, of an ended refresh that had its caller's credential, once the Secret with it is gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -112,7 +112,10 @@ pub struct MaterializedViewRefreshStatus {
     /// How far the work is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// When the Job was first asked for.
+    /// While the refresh waits: since when its view, its cluster or what it needs of them could not be looked at, at any look. Lasts that as long as the refresh may take, it is Failed. Absent: they were there at the last look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unavailable_since: Option<Time>,
+    /// When its turn came and its Job was first asked for. Set anew when a suspended refresh goes on, whose time begins then too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
     /// When the refresh is stopped if it has not ended by then.

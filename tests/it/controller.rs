@@ -421,6 +421,25 @@ async fn a_template_that_makes_no_pod_fails_the_refresh_and_shows_on_the_cluster
 }
 
 #[tokio::test]
+async fn one_that_waits_for_a_catalog_that_never_comes_ends_when_it_would_have_been_stopped() {
+    let mut operator = Operator::prepared().await;
+    operator.cluster("default", json!({})).await;
+    // Nobody listens there.
+    let nowhere = "http://127.0.0.1:1";
+    operator.start_with(&[("RELANCE_CATALOG", nowhere)]).await;
+    let spec = json!({"view": ["v"], "activeDeadlineSeconds": 5});
+    operator.apply("r", spec).await;
+    let waits = operator.until("r", "waiting", |s| s.unavailable_since.is_some());
+    assert_eq!(waits.await.phase, Phase::Queued);
+    let status = operator.settled("r").await;
+    assert_eq!(status.phase, Phase::Failed);
+    assert_eq!(status.conditions[0].reason, reasons::UNAVAILABLE);
+    let message = status.message.unwrap();
+    assert!(message.contains("could not begin within 5 s"), "{message}");
+    assert_eq!((status.job, status.unavailable_since), (None, None));
+}
+
+#[tokio::test]
 async fn a_worker_that_can_never_succeed_fails_the_refresh_with_its_own_words() {
     let mut operator = Operator::prepared().await;
     operator.append("src", 0..10).await;

@@ -144,10 +144,11 @@ impl Model {
     }
 
     /// Faults stop; everything that should happen does, again and again. But
-    /// the catalog may stay away from those that were cancelled.
+    /// the catalog may stay away, from those that were cancelled or from all.
     pub(super) fn settle(&mut self) {
         self.away_from_cancelled = !self.catalog_up;
-        self.catalog_up = true;
+        let away_for_good = !self.catalog_up && self.now % 2 == 0;
+        self.catalog_up = !away_for_good;
         self.quota = false;
         if self.far == Far::Away {
             self.far = Far::Up;
@@ -162,7 +163,8 @@ impl Model {
                 self.edit(of, |refresh| refresh.spec.suspend = false);
             }
         }
-        for round in 0..60 {
+        let rounds = if away_for_good { 160 } else { 60 };
+        for round in 0..rounds {
             if round % 20 == 19 && (self.far == Far::Lost || self.away_from_cancelled) {
                 // Only the deadline ends what nobody can look at; each may have
                 // waited for the one before it.

@@ -39,6 +39,83 @@ fn a_catalog_that_does_not_answer_leaves_the_refresh_queued_and_says_so() {
     assert_eq!(decide(&seen), Action::Wait(Pause::BackOff));
 }
 
+/// Queued, where nothing could be looked at since `ago` seconds.
+fn waits_in_vain(ago: i64) -> Observed {
+    let mut seen = seen(Some(Phase::Queued));
+    let status = seen.refresh.status.as_mut().unwrap();
+    status.unavailable_since = Some(at(NOW - ago));
+    seen
+}
+
+#[test]
+fn one_that_can_never_be_looked_at_ends_when_it_would_have_been_stopped_with_the_last_words_of_why()
+{
+    let away = || Some(World::Unavailable("Waiting: the store says 403".into()));
+    let mut first = seen(None);
+    first.world = away();
+    let (status, _) = written(decide(&first));
+    assert_eq!(status.unavailable_since, Some(at(NOW)), "it begins now");
+    for (ago, ends) in [(600, false), (601, true)] {
+        let mut waits = waits_in_vain(ago);
+        waits.refresh.status.as_mut().unwrap().view_uri = None;
+        waits.world = away();
+        let (status, _) = written(decide(&waits));
+        let is_over = status.phase == Phase::Failed;
+        assert_eq!(is_over, ends, "after {ago} s");
+        if !is_over {
+            assert_eq!(status.unavailable_since, Some(at(NOW - ago)), "as before");
+            continue;
+        }
+        let failed = status.conditions.last().unwrap();
+        assert_eq!(failed.reason, reasons::UNAVAILABLE);
+        assert_eq!(
+            status.message.unwrap(),
+            "it could not begin within 600 s: the store says 403; see to that and refresh again"
+        );
+        assert_eq!(status.unavailable_since, None);
+    }
+}
+
+#[test]
+fn a_resumed_one_whose_history_can_never_be_read_ends_as_one_that_cannot_be_looked_at() {
+    let mut resumed = started(None, 5_000);
+    let status = resumed.refresh.status.as_mut().unwrap();
+    status.phase = Phase::Queued;
+    status.start_time = None;
+    status.unavailable_since = Some(at(NOW - 601));
+    resumed.outcome = Some(OutcomeSeen::Unavailable("503".into()));
+    let mut held = resumed.clone();
+    held.refresh.spec.suspend = true;
+    assert_eq!(
+        ends(decide(&resumed)),
+        (Phase::Failed, reasons::UNAVAILABLE.into())
+    );
+    let (status, _) = written(decide(&held));
+    assert_eq!(
+        status.phase,
+        Phase::Queued,
+        "no clock of one that is held runs"
+    );
+}
+
+#[test]
+fn what_was_there_at_the_last_look_is_waited_for_anew() {
+    let mut seen = waits_in_vain(500);
+    seen.turn = Some(Turn::Behind("Number 1".into()));
+    let (status, _) = written(decide(&seen));
+    assert!(
+        status.unavailable_since.is_some(),
+        "nobody has looked again"
+    );
+    seen.world = ready(None);
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.unavailable_since, None);
+    seen.turn = Some(Turn::Now);
+    let (status, _) = written(decide(&seen));
+    assert_eq!(status.phase, Phase::Running);
+    assert_eq!(status.unavailable_since, None);
+}
+
 #[test]
 fn a_current_view_needs_no_job() {
     let mut seen = seen(None);
