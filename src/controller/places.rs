@@ -19,6 +19,10 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// The pause after they were sought, as a multiple of the time that it took.
 const PAUSE: u32 = 19;
 
+/// For how long one that cannot look at what it would ask for keeps its place before
+/// others of its view who can: longer than the Secrets of a new one take to come.
+const KEEPS_PLACE: Duration = Duration::from_secs(60);
+
 /// See the module.
 #[derive(Default)]
 pub struct Places {
@@ -45,6 +49,15 @@ struct State {
     /// UIDs of those that cannot even ask for now: nobody waits for them until
     /// they do.
     aside: HashSet<String>,
+    /// Since when those that stall have, at each look, by UID.
+    failing: HashMap<String, Instant>,
+    /// UIDs of those that stall, and when another of their view, which waits for
+    /// them, could look at it: they are to look once more.
+    awaited: HashMap<String, Instant>,
+    /// UIDs of those who have not been told that.
+    untold: Vec<String>,
+    /// Who stalls, by the UIDs of those who were told to wait for it.
+    held_up: HashMap<String, String>,
 }
 
 impl State {
@@ -53,6 +66,13 @@ impl State {
         self.asleep.remove(uid);
         self.stalled.remove(uid);
         self.aside.remove(uid);
+        self.held_up.remove(uid);
+    }
+
+    /// Forgets that it stalls, or ever did.
+    fn sees(&mut self, uid: &str) {
+        self.failing.remove(uid);
+        self.awaited.remove(uid);
     }
 }
 
@@ -89,7 +109,7 @@ impl Drop for Asked<'_> {
         let mut state = self.places.state();
         state.asking.remove(&self.uid);
         state.reserved.remove(&self.uid);
-        let stalls = state.stalled.contains(&self.uid);
+        let stalls = state.stalled.contains(&self.uid) || state.aside.contains(&self.uid);
         drop(state);
         if stalls {
             self.places.changed();
@@ -105,6 +125,10 @@ impl Places {
         let mut state = self.state();
         if let Some(listed) = &mut state.listed {
             listed.insert(uid.clone());
+        }
+        let waits = place.as_ref().is_some_and(|place| !place.running);
+        if !waits {
+            state.sees(&uid);
         }
         let before = match place.clone() {
             Some(place) => {
@@ -141,6 +165,9 @@ impl Places {
             state.asleep.retain(|uid| listed.contains(uid));
             state.stalled.retain(|uid| listed.contains(uid));
             state.aside.retain(|uid| listed.contains(uid));
+            state.failing.retain(|uid, _| listed.contains(uid));
+            state.awaited.retain(|uid, _| listed.contains(uid));
+            state.held_up.retain(|uid, _| listed.contains(uid));
         }
         drop(state);
         self.changed();
@@ -178,7 +205,8 @@ impl Places {
         let hands = queue::hands(known, gates, &state.stalled);
         let turns = hands.into_iter().filter(|(_, hand)| *hand == Hand::Turn);
         let turns = turns.map(|(place, _)| place.uid.clone());
-        let next: Vec<String> = turns.filter(|uid| state.asleep.contains(uid)).collect();
+        let mut next: Vec<String> = turns.filter(|uid| state.asleep.contains(uid)).collect();
+        next.append(&mut state.untold);
         let woken = next.into_iter().filter_map(|uid| {
             state.asleep.remove(&uid);
             Some(state.noted.get(&uid)?.refresh.clone())
@@ -242,6 +270,7 @@ impl Places {
             asleep,
             stalled,
             aside,
+            held_up,
             ..
         } = &mut *state;
         let asks = |place: &Place| {
@@ -256,13 +285,23 @@ impl Places {
         let all = all.chain(asking.values().map(|asking| &asking.place));
         let hands = queue::hands(all, gates, stalled).into_iter();
         let answers = hands.filter(|(place, _)| asks(place) && whom.contains_key(&place.uid));
-        let answers: Vec<(String, Turn)> = answers
-            .map(|(place, hand)| (place.uid.clone(), hand.turn(place)))
+        let answers: Vec<(String, Turn, Option<String>)> = answers
+            .map(|(place, hand)| {
+                let before = match hand {
+                    Hand::View { before, .. } => Some(&before.uid),
+                    _ => None,
+                };
+                let stalls = before.filter(|uid| stalled.contains(*uid));
+                (place.uid.clone(), hand.turn(place), stalls.cloned())
+            })
             .collect();
-        for (uid, answer) in answers {
+        for (uid, answer, stalls) in answers {
             let Some(asking) = asking.get_mut(&uid).filter(|a| a.answer.is_none()) else {
                 continue;
             };
+            if let Some(stalls) = stalls {
+                held_up.insert(uid.clone(), stalls);
+            }
             if answer == Turn::Now {
                 asleep.remove(&uid);
                 let place = Place {
@@ -276,15 +315,48 @@ impl Places {
     }
 
     /// A refresh that has its turn cannot use it for now, or could not if it had
-    /// it: it gives it back, and will ask again.
-    pub fn stalls(&self, uid: &str) {
+    /// it, by a look that began then: it gives it back, and will ask again. It
+    /// keeps its place, unless others of its view could look before that.
+    pub fn stalls(&self, uid: &str, began: Instant) {
         let mut state = self.state();
         let has_turn = state.reserved.contains_key(uid);
+        state.failing.entry(uid.to_string()).or_insert(began);
+        let is_alone = state.awaited.get(uid).is_some_and(|since| began >= *since);
+        let is_new = match is_alone {
+            true => state.aside.insert(uid.to_string()),
+            false => state.stalled.insert(uid.to_string()),
+        };
         // Where it has its turn, others are woken once it has given it back.
-        if state.stalled.insert(uid.to_string()) && !has_turn {
+        if is_new && !has_turn {
             drop(state);
             self.changed();
         }
+    }
+
+    /// Who stalls and is waited for by `uid`, which was told to wait for its turn.
+    pub fn held_up_by(&self, uid: &str) -> Option<String> {
+        self.state().held_up.get(uid).cloned()
+    }
+
+    /// Another one that waits for `uid`, which stalls, can look at their view: what
+    /// keeps `uid` from that is perhaps its own. It is to look once more, and if it
+    /// cannot yet, nobody waits for it until it can.
+    pub fn is_awaited(&self, uid: &str) {
+        let mut state = self.state();
+        let since = state.failing.get(uid);
+        let is_long = since.is_some_and(|since| since.elapsed() >= KEEPS_PLACE);
+        if !is_long || !state.stalled.contains(uid) || state.awaited.contains_key(uid) {
+            return;
+        }
+        state.awaited.insert(uid.to_string(), Instant::now());
+        state.untold.push(uid.to_string());
+        drop(state);
+        self.changed();
+    }
+
+    /// A refresh that waits could look at what it asks for.
+    pub fn can_look(&self, uid: &str) {
+        self.state().sees(uid);
     }
 
     /// A refresh that waits cannot even ask for its turn for now, and perhaps
@@ -300,6 +372,7 @@ impl Places {
         let mut state = self.state();
         state.reserved.remove(uid);
         state.wakes(uid);
+        state.sees(uid);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -542,7 +615,7 @@ mod tests {
         assert!(behind(&waits).contains("at its limit of 1"));
         drop(waits);
         // Its view's store is away.
-        places.stalls("uid-a");
+        places.stalls("uid-a", Instant::now());
         assert!(places.next(&limit(1)).is_empty(), "it still has its turn");
         drop(asked);
         assert_eq!(places.next(&limit(1)), [ObjectRef::from_obj(&other)]);
@@ -595,11 +668,97 @@ mod tests {
             places.note(refresh, false);
         }
         // The catalog was away, or its Secret is yet to come.
-        places.stalls("uid-a");
+        places.stalls("uid-a", Instant::now());
         let [waits, goes] = [&same, &other].map(|refresh| ask(&places, refresh));
         places.deal(&[], &limit(1));
         assert!(behind(&waits).ends_with("behind mvr/a"));
         assert_eq!(goes.answer(), Some(Turn::Now), "of another view");
+    }
+
+    /// `a` stalls and `b`, of the same view, waits for it.
+    fn held_up(accepted: bool) -> (Places, [MaterializedViewRefresh; 2]) {
+        let first = match accepted {
+            true => queued("a", "v"),
+            false => refresh("a", "v", json!(null)),
+        };
+        let both = [first, queued("b", "v")];
+        let places = Places::default();
+        for refresh in &both {
+            places.note(refresh, false);
+        }
+        places.stalls("uid-a", Instant::now());
+        let asked = ask(&places, &both[1]);
+        places.deal(&[], &limit(9));
+        assert!(behind(&asked).ends_with("behind mvr/a"));
+        drop(asked);
+        (places, both)
+    }
+
+    fn long_ago(places: &Places, uid: &str) {
+        let mut state = places.state();
+        let since = state.failing.get_mut(uid).unwrap();
+        *since = since.checked_sub(KEEPS_PLACE).unwrap();
+    }
+
+    #[test]
+    fn one_that_stalls_lets_the_next_one_go_that_can_look_once_it_has_looked_again() {
+        for accepted in [false, true] {
+            let (places, [first, next]) = held_up(accepted);
+            let waits_for = places.held_up_by("uid-b").unwrap();
+            assert_eq!(waits_for, "uid-a");
+            let is_told = || {
+                let woken = places.next(&limit(9));
+                woken.contains(&ObjectRef::from_obj(&first))
+            };
+            let waits = || {
+                let asked = ask(&places, &next);
+                places.deal(&[], &limit(9));
+                asked.answer() != Some(Turn::Now)
+            };
+            let before = Instant::now();
+            places.is_awaited("uid-a");
+            assert!(!is_told(), "it keeps its place yet");
+            long_ago(&places, "uid-a");
+            places.is_awaited("uid-a");
+            assert!(is_told());
+            assert!(!is_told(), "once is enough");
+            // By a look that was under way when the other could look.
+            places.stalls("uid-a", before);
+            assert!(waits());
+            let turn = accepted.then(|| {
+                let turn = ask(&places, &first);
+                places.deal(&[], &limit(9));
+                assert_eq!(turn.answer(), Some(Turn::Now));
+                turn
+            });
+            places.stalls("uid-a", Instant::now());
+            drop(turn);
+            assert_eq!(places.next(&limit(9)), [ObjectRef::from_obj(&next)]);
+            assert!(!waits());
+            assert_eq!(places.held_up_by("uid-b"), None);
+        }
+    }
+
+    #[test]
+    fn one_that_can_look_again_has_its_place_before_the_next_one() {
+        let (places, [first, next]) = held_up(true);
+        long_ago(&places, "uid-a");
+        places.is_awaited("uid-a");
+        places.can_look("uid-a");
+        let [goes, waits] = [&first, &next].map(|refresh| ask(&places, refresh));
+        places.deal(&[], &limit(9));
+        assert_eq!(goes.answer(), Some(Turn::Now));
+        assert!(behind(&waits).ends_with("behind mvr/a"));
+        assert_eq!(places.held_up_by("uid-b"), None, "it does not stall");
+        drop((goes, waits));
+        // And counts anew.
+        places.stalls("uid-a", Instant::now());
+        places.is_awaited("uid-a");
+        places.next(&limit(9));
+        places.stalls("uid-a", Instant::now());
+        let asked = ask(&places, &next);
+        places.deal(&[], &limit(9));
+        assert!(behind(&asked).ends_with("behind mvr/a"));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! One refresh of a view runs at a time, and no more through a cluster than it
 //! allows. The others wait by priority, then creation, then name. A refresh
 //! whose view is busy does not keep others from a free place of its cluster;
-//! one whose cluster is out of reach keeps nobody from anything.
+//! one whose cluster is out of reach keeps nobody from anything. One that cannot
+//! look at its view keeps its place while nobody of that view can, so that after
+//! an outage each comes in its order; if another one can, it steps aside after a
+//! while, and comes in its order again once it can too ([`super::places`]).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,7 +17,7 @@ use super::refresh::Turn;
 use crate::resources::{MaterializedViewRefresh, Phase};
 
 /// One refresh, as far as the queue cares.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Its UID.
     pub uid: String,
@@ -97,13 +100,13 @@ pub fn hands<'a>(
     let (running, mut waiting): (Vec<&Place>, Vec<&Place>) =
         all.into_iter().partition(|place| place.running);
     // View URI → the refresh that it is busy with, or whose turn is next.
-    let mut busy: HashMap<&str, &str> = HashMap::new();
+    let mut busy: HashMap<&str, &Place> = HashMap::new();
     let mut views: HashMap<&str, usize> = HashMap::new();
     let mut clusters: HashMap<&str, Through> = HashMap::new();
     let mut seen = HashSet::new();
     for place in running {
         if seen.insert(&place.uid) {
-            busy.insert(&place.uri, &place.name);
+            busy.insert(&place.uri, place);
             clusters.entry(&place.cluster).or_default().used += 1;
         }
     }
@@ -135,7 +138,7 @@ pub fn hands<'a>(
             }
         };
         // Also one that waits for its cluster goes before its view's next.
-        busy.entry(&place.uri).or_insert(&place.name);
+        busy.entry(&place.uri).or_insert(place);
         hands.push((place, hand));
     }
     hands
@@ -158,7 +161,7 @@ pub enum Hand<'a> {
     /// Its view is busy.
     View {
         /// With this refresh.
-        before: &'a str,
+        before: &'a Place,
         /// Its place among those that wait for the view, from 1.
         number: usize,
     },
@@ -179,6 +182,7 @@ impl Hand<'_> {
         Turn::Behind(match self {
             Hand::Turn => return Turn::Now,
             Hand::View { before, number } => {
+                let before = &before.name;
                 format!("Number {number} in the queue of its view, behind mvr/{before}")
             }
             Hand::Cluster { used, number } => format!(

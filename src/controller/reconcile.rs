@@ -92,6 +92,7 @@ async fn passed(
     let ended = pass.run(ctx).await;
     let phase = pass.phase();
     let cannot_ask = pass.seen.cannot_ask();
+    let began = pass.began;
     drop(pass);
     if phase.is_terminal() {
         ctx.at_rest(&uid);
@@ -105,7 +106,7 @@ async fn passed(
         End::Wait(Pause::BackOff) => {
             match cannot_ask {
                 Some(CannotAsk::History) => ctx.places.steps_aside(&uid),
-                Some(CannotAsk::World) => ctx.places.stalls(&uid),
+                Some(CannotAsk::World) => ctx.places.stalls(&uid, began),
                 None => {}
             }
             return Ok(Some(ctx.put_off(&uid)));
@@ -262,33 +263,7 @@ impl<'a> Pass<'a> {
 
     async fn look(&mut self, ctx: &'a Context, what: Look) -> Result<(), PassError> {
         match what {
-            Look::World => {
-                let (world, cluster) = look::world(ctx, &self.seen.refresh).await?;
-                match &world {
-                    World::Ready { uri, .. }
-                        if self.turn_at.as_ref().is_some_and(|at| at != uri) =>
-                    {
-                        // The view was made anew elsewhere, and the turn was for
-                        // the place where it was.
-                        self.seen.turn = None;
-                        self.turn = None;
-                    }
-                    World::Unavailable(_) if self.turn.is_some() => {
-                        ctx.places
-                            .stalls(&self.seen.refresh.uid().unwrap_or_default());
-                    }
-                    _ => {}
-                }
-                self.seen.world = Some(world);
-                self.cluster = cluster.or(self.cluster.take());
-                if let Some(cluster) = &self.cluster {
-                    self.seen.remote = cluster.is_remote();
-                    self.seen.deadline = deadline(&self.seen.refresh, cluster);
-                    let (namespace, server) = self.place(ctx, cluster).await;
-                    self.seen.job_namespace = namespace;
-                    self.seen.job_server = server;
-                }
-            }
+            Look::World => self.look_at_world(ctx).await?,
             Look::Turn => {
                 // Nothing is let in or launched by what a watch showed of a
                 // RefreshCluster before it was changed.
@@ -306,6 +281,7 @@ impl<'a> Pass<'a> {
                 }
                 self.seen.turn = Some(turn);
                 self.turn = reservation;
+                self.look_past_one_that_stalls(ctx).await?;
             }
             Look::Job => {
                 let job = match self.target(ctx).await? {
@@ -331,6 +307,51 @@ impl<'a> Pass<'a> {
                 seen.unexplained = sampled.unexplained;
                 seen.progress = Some(sampled.progress);
             }
+        }
+        Ok(())
+    }
+
+    async fn look_at_world(&mut self, ctx: &Context) -> Result<(), PassError> {
+        let (world, cluster) = look::world(ctx, &self.seen.refresh).await?;
+        let uid = self.seen.refresh.uid().unwrap_or_default();
+        match &world {
+            World::Ready { uri, .. } => {
+                ctx.places.can_look(&uid);
+                if self.turn_at.as_ref().is_some_and(|at| at != uri) {
+                    // The view was made anew elsewhere, and the turn was for
+                    // the place where it was.
+                    self.seen.turn = None;
+                    self.turn = None;
+                }
+            }
+            World::Unavailable(_) if self.turn.is_some() => ctx.places.stalls(&uid, self.began),
+            _ => {}
+        }
+        self.seen.world = Some(world);
+        self.cluster = cluster.or(self.cluster.take());
+        if let Some(cluster) = &self.cluster {
+            self.seen.remote = cluster.is_remote();
+            self.seen.deadline = deadline(&self.seen.refresh, cluster);
+            let (namespace, server) = self.place(ctx, cluster).await;
+            self.seen.job_namespace = namespace;
+            self.seen.job_server = server;
+        }
+        Ok(())
+    }
+
+    /// Who waits for one that cannot look at their view sees whether it can itself:
+    /// only then is it the other's own fault, and no outage, after which each comes
+    /// in its order.
+    async fn look_past_one_that_stalls(&mut self, ctx: &Context) -> Result<(), PassError> {
+        let uid = self.seen.refresh.uid().unwrap_or_default();
+        let Some(before) = ctx.places.held_up_by(&uid) else {
+            return Ok(());
+        };
+        if self.seen.world.is_none() {
+            self.look_at_world(ctx).await?;
+        }
+        if matches!(self.seen.world, Some(World::Ready { .. })) {
+            ctx.places.is_awaited(&before);
         }
         Ok(())
     }
