@@ -12,6 +12,7 @@ pub mod launch;
 pub mod lean;
 pub mod listener;
 pub mod local;
+pub mod panics;
 pub mod protocol;
 pub mod reach;
 pub mod resources;

@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use crate::engine::view::deep::STACK;
+use crate::panics::{self, Panicked};
 
 /// How many looks there may be at a time: more than processors, since a file
 /// system may be at the other end of a network.
@@ -55,20 +56,20 @@ pub async fn there_and_then<T: Send + 'static>(look: BoxFuture<'static, T>) -> O
 
 /// Carries out `look` by tokio, in threads that nobody else waits for: to read
 /// the manifest of a great table keeps a processor busy for a while.
-pub async fn beside<T: Send + 'static>(look: BoxFuture<'static, T>) -> T {
+pub async fn beside<T: Send + 'static>(look: BoxFuture<'static, T>) -> Result<T, Panicked> {
     let look = look.in_current_span();
     match &*BESIDE {
         Ok(runtime) => match AbortOnDropHandle::new(runtime.spawn(look)).await {
-            Ok(found) => found,
+            Ok(found) => Ok(found),
             Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
+                Ok(panic) => Err(Panicked::from(panic)),
                 // Nobody aborts it but who no longer waits.
                 Err(_) => std::future::pending().await,
             },
         },
         Err(error) => {
             tracing::warn!(%error, "no threads can be started to look at tables; all waits for it");
-            look.await
+            panics::caught(look).await
         }
     }
 }
@@ -179,6 +180,6 @@ mod tests {
             tokio::task::yield_now().await;
             let _ = send.send(());
         });
-        assert!(waited);
+        assert_eq!(waited.ok(), Some(true));
     }
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::catalog::{Access, Catalog};
 use crate::engine::error::EngineError;
+use crate::panics::Panicked;
 use crate::telemetry::Metrics;
 use credential::{Credential, Place};
 use remote::RemoteNamespace;
@@ -158,12 +159,12 @@ impl SharedCatalog {
             if catalog.is_local() {
                 let inline = catalog.clone().inline(Handle::current());
                 if let Some(answer) = looks::there_and_then(look(inline).boxed()).await {
-                    return answer;
+                    return Ok(answer);
                 }
             }
             looks::beside(look(catalog).boxed()).await
         };
-        self.in_time(answer).await
+        self.in_time(answer).await?.map_err(bug)
     }
 
     /// Looks at a catalog in more than a few reads. Errors: `Unavailable` if it
@@ -181,7 +182,8 @@ impl SharedCatalog {
         patience: Duration,
         look: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, EngineError> {
-        within(patience, looks::beside(look.boxed())).boxed().await
+        let looked = within(patience, looks::beside(look.boxed())).boxed();
+        looked.await?.map_err(bug)
     }
 
     /// Waits for one answer of the catalog, but not for ever.
@@ -215,6 +217,14 @@ impl SharedCatalog {
             }
         }
     }
+}
+
+/// A look that met a bug is one look's error: others go on.
+fn bug(panicked: Panicked) -> EngineError {
+    tracing::error!(%panicked, "a look at the catalog met a bug");
+    EngineError::Internal(format!(
+        "a look at the catalog met a bug ({panicked}); see the operator's log"
+    ))
 }
 
 async fn within<T>(patience: Duration, answer: impl Future<Output = T>) -> Result<T, EngineError> {

@@ -17,6 +17,7 @@ use super::targets::Reach;
 use crate::launch::job;
 use crate::launch::target::{Target, TargetError};
 use crate::lean::Lean;
+use crate::panics;
 use crate::resources::reasons::{self, condition};
 use crate::resources::{
     MaterializedViewRefresh, MaterializedViewRefreshSpec, Phase, RefreshCluster,
@@ -54,7 +55,8 @@ impl Seen {
 
 /// Looks at a cluster and writes its status; how long until the next look.
 pub async fn pass(cluster: Arc<RefreshCluster>, ctx: Arc<Context>) -> Option<Duration> {
-    let looked = looked(&cluster, &ctx).await;
+    let looked = panics::caught(looked(&cluster, &ctx)).await;
+    let looked = looked.unwrap_or_else(|panicked| Err(panicked.into()));
     Some(looked.unwrap_or_else(|error| {
         tracing::warn!(cluster = cluster.name_any(), %error, "a RefreshCluster could not be looked at");
         AFTER_ERROR

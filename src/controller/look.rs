@@ -54,7 +54,12 @@ pub async fn world(
     };
     let world = match view(ctx, refresh, caller.as_ref()).await {
         Ok(world) => world,
-        Err(error) => refused(&error),
+        Err(error) => {
+            if let WorldError::View(error) = &error {
+                count_bug(ctx, error);
+            }
+            refused(&error)
+        }
     };
     Ok((world, Some(cluster)))
 }
@@ -87,6 +92,13 @@ async fn unreachable(
     }
 }
 
+/// A look that met a bug is a pass that broke off, though it is known why.
+fn count_bug(ctx: &Context, error: &EngineError) {
+    if matches!(error, EngineError::Internal(_)) {
+        ctx.metrics.errors.inc();
+    }
+}
+
 async fn view(
     ctx: &Context,
     refresh: &MaterializedViewRefresh,
@@ -115,9 +127,7 @@ async fn view(
 
 pub(super) fn refused(error: &WorldError) -> World {
     match error {
-        WorldError::View(EngineError::Unavailable { .. } | EngineError::ViewContended { .. }) => {
-            World::Unavailable(format!("Waiting: {error}"))
-        }
+        error if error.retryable() => World::Unavailable(format!("Waiting: {error}")),
         error => World::Refused {
             reason: error.reason().to_string(),
             message: error.to_string(),
@@ -306,7 +316,11 @@ pub(super) fn refresh_uid(refresh: &MaterializedViewRefresh) -> String {
 /// What the view's history says of a refresh.
 pub async fn outcome(ctx: &Context, refresh: &MaterializedViewRefresh) -> OutcomeSeen {
     let uri = refresh.status.as_ref().and_then(|s| s.view_uri.as_ref());
-    match (found(ctx, refresh).await, uri) {
+    let found = found(ctx, refresh).await;
+    if let Err(error) = &found {
+        count_bug(ctx, error);
+    }
+    match (found, uri) {
         // A token that has expired meanwhile: the place of the view is known.
         (Err(denied @ EngineError::CatalogDenied { .. }), Some(uri)) => {
             found_without_caller(ctx, refresh, uri, &denied).await
@@ -514,6 +528,15 @@ mod tests {
         };
         assert_eq!(told(Err(newer)), expected);
         assert!(matches!(told(away()), OutcomeSeen::Unavailable(_)));
+    }
+
+    #[test]
+    fn a_look_that_met_a_bug_ends_no_refresh_at_once() {
+        let world = refused(&EngineError::Internal("it panicked".into()).into());
+        let World::Unavailable(why) = world else {
+            panic!("{world:?}");
+        };
+        assert!(why.contains("it panicked"), "{why}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::{admission, apply, progress};
 use crate::launch::target::{Target, TargetError};
 use crate::launch::{job, state};
 use crate::lean::Lean;
+use crate::panics::{self, Panicked};
 use crate::resources::{JobRef, MaterializedViewRefresh, Phase, RefreshClusterSpec, reasons};
 use crate::telemetry;
 
@@ -38,6 +39,9 @@ pub enum PassError {
     /// The Kubernetes API did not answer as it should.
     #[error("the Kubernetes API: {0}")]
     Kube(#[from] kube::Error),
+    /// A bug in it.
+    #[error("the pass {0}; this is a bug")]
+    Panicked(#[from] Panicked),
     /// `decide` asked for one step after another.
     #[error("refresh {0} does not come to rest; this is a bug")]
     Restless(String),
@@ -53,7 +57,7 @@ impl PassError {
                 (400..500).contains(&status.code) && !passes
             }
             PassError::Kube(error) => matches!(error, kube::Error::BuildRequest(_)),
-            PassError::Restless(_) => true,
+            PassError::Panicked(_) | PassError::Restless(_) => true,
         }
     }
 }
@@ -75,7 +79,10 @@ pub async fn pass(
     ctx: &Arc<Context>,
 ) -> Result<Option<Duration>, PassError> {
     let span = telemetry::job_span(&refresh.name_any());
-    passed(refresh, ctx).instrument(span).await
+    // A panic would end the controller, and with it the passes of all others.
+    panics::caught(passed(refresh, ctx))
+        .instrument(span)
+        .await?
 }
 
 async fn passed(
@@ -130,7 +137,11 @@ pub fn broke_off(refresh: &MaterializedViewRefresh, error: &PassError, ctx: &Con
         // It may never come to ask for its turn.
         ctx.places.steps_aside(&uid);
     }
-    tracing::warn!(job_id = refresh.name_any(), %error, ?pause, "a pass broke off");
+    let job_id = refresh.name_any();
+    match error {
+        PassError::Kube(_) => tracing::warn!(job_id, %error, ?pause, "a pass broke off"),
+        _ => tracing::error!(job_id, %error, ?pause, "a pass broke off"),
+    }
     pause
 }
 

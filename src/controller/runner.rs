@@ -68,6 +68,7 @@ pub async fn run<K, F>(
                         due.push(object);
                     }
                 }
+                // A pass catches its own panics.
                 Err(error) => {
                     if let Ok(panic) = error.try_into_panic() {
                         resume_unwind(panic);
