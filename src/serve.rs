@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{SharedCatalog, remote};
+use crate::catalog::SharedCatalog;
 use crate::cli::{AccessArgs, LOG_FORMAT_ENV, LogFormat, ServeArgs, Way};
 use crate::controller::election::{Election, Leadership};
 use crate::controller::lease::Timing;
@@ -97,9 +97,8 @@ pub async fn serve(args: &ServeArgs, log_format: LogFormat) -> Result<(), ServeE
         return Err(ServeError::NoAccess);
     }
     let source = args.catalog.source();
-    if source.is_remote() {
-        remote::base(&source.uri)?;
-    } else if args.access.forward_credentials {
+    source.check()?;
+    if !source.is_remote() && args.access.forward_credentials {
         return Err(ServeError::NothingToForwardTo);
     }
     let tls = tls(&args.access)?;

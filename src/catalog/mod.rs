@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::catalog::{Access, Catalog};
+use crate::engine::catalog::{self, Access, Catalog};
 use crate::engine::error::EngineError;
 use crate::panics::Panicked;
 use crate::telemetry::Metrics;
@@ -59,6 +59,18 @@ impl Source {
             "a caller's credential is to be forwarded, and the catalog is a directory, which takes none; give a REST catalog (https://…), or forward no credentials"
                 .into(),
         ))
+    }
+
+    /// `InvalidInput` if it cannot be a catalog's, told without reaching for it.
+    pub fn check(&self) -> Result<(), EngineError> {
+        match self.is_remote() {
+            true => {
+                let own = Place::OWN.in_environment();
+                let connected = self.over(remote::client()?, own.as_ref(), Access::Own);
+                connected.map(drop)
+            }
+            false => catalog::root_of(&self.uri).map(drop),
+        }
     }
 
     /// Connects, to a REST catalog with the operator's own credential, which
@@ -135,11 +147,12 @@ impl SharedCatalog {
         Ok(catalog.for_looks())
     }
 
-    /// The catalog. Errors: `Unavailable`, and `InvalidInput` for a URI that cannot be one.
+    /// The catalog. Errors: `Unavailable`.
     pub async fn get(&self) -> Result<Catalog, EngineError> {
         let connect = async || Ok(self.source.connect().await?.for_looks());
         let connected = self.connected.get_or_try_init(connect);
-        self.in_time(connected).await?.cloned()
+        let connected = self.in_time(connected).await?;
+        connected.cloned().map_err(not_usable)
     }
 
     /// Looks at `catalog`, where local files are concerned in a thread for looks:
@@ -235,6 +248,18 @@ async fn within<T>(patience: Duration, answer: impl Future<Output = T>) -> Resul
     })
 }
 
+/// An error of the operator's own catalog, which no request can mend: what waits
+/// for it is to wait until whoever runs the operator has.
+fn not_usable(error: EngineError) -> EngineError {
+    match error {
+        EngineError::InvalidInput(why) => EngineError::Unavailable {
+            what: "the operator's catalog".to_string(),
+            why,
+        },
+        error => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use axum::http::{StatusCode, Uri};
@@ -285,6 +310,63 @@ mod tests {
                 "{failed:?}"
             );
         }
+    }
+
+    fn shared(uri: &str) -> SharedCatalog {
+        let source = Source {
+            uri: uri.into(),
+            ..Source::default()
+        };
+        SharedCatalog::new(source, &Metrics::default())
+    }
+
+    #[tokio::test]
+    async fn what_can_be_no_catalog_is_told_at_the_start_and_ends_nothing_that_waits_for_it() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        for (uri, fits) in [
+            ("dir:///tables", true),
+            ("dir://s3://bucket/tables", true),
+            ("https://host/prefix", true),
+            ("dir://bucket/tables", false),
+            ("tables", false),
+            ("https://user:hush@host", false),
+        ] {
+            let catalog = shared(uri);
+            let checked = catalog.source().check();
+            assert_eq!(checked.is_ok(), fits, "{uri}: {checked:?}");
+            if !fits {
+                let refused = catalog.get().await.unwrap_err();
+                assert!(refused.retryable(), "{refused:?}");
+            }
+        }
+        let headers = BTreeMap::from([("not a header".to_string(), "x".to_string())]);
+        let source = Source {
+            headers,
+            ..shared("https://host").source().clone()
+        };
+        assert!(source.check().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_look_that_panics_is_an_error_of_that_look_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = shared(&format!("dir://{}", folder.path().display()));
+        let known = catalog.get().await.unwrap();
+        let asked = |panics: bool| {
+            let (catalog, known) = (catalog.clone(), known.clone());
+            async move {
+                let look = move |_| async move {
+                    assert!(!panics, "no such luck");
+                    7
+                };
+                catalog.look(known, look).await
+            }
+        };
+        let (met, other) = futures::join!(asked(true), asked(false));
+        let met = met.unwrap_err();
+        assert!(matches!(met, EngineError::Internal(_)), "{met:?}");
+        assert!(met.to_string().contains("no such luck"), "{met}");
+        assert_eq!(other.unwrap(), 7);
     }
 
     #[tokio::test]

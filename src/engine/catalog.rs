@@ -492,8 +492,9 @@ fn namespace_error(error: &lance::Error) -> Option<&NamespaceError> {
     }
 }
 
-/// The root that a catalog URI names.
-fn root_of(uri: &str) -> Result<String> {
+/// The root that a catalog URI names. Errors: `InvalidInput`, for what can be no
+/// directory's.
+pub fn root_of(uri: &str) -> Result<String> {
     let rest = uri.strip_prefix("dir://").unwrap_or(uri);
     let known = [
         "file://",

@@ -95,6 +95,8 @@ fn the_chart_says_what_it_needs_and_what_it_does_not_know() {
     let (ok, said) = with(&["image=x", "catalog=https://user:pass@h"]);
     assert!(!ok && said.contains("catalog"), "{said}");
     let deleting = "resources: [secrets]\n    verbs: [get, delete]";
+    let (ok, said) = with(&["image=x", "catalog=dir://bucket/tables"]);
+    assert!(!ok && said.contains("catalog"), "{said}");
     let headers = "catalogHeaders.x-database=sales";
     let (ok, said) = with(&["image=x", "catalog=dir:///t"]);
     assert!(ok && !said.contains(deleting), "{said}");

@@ -133,6 +133,7 @@ fn a_wrong_command_line_is_exit_code_2() {
             "--forward-credentials",
         ],
         &["serve", "--catalog", "https://u:p@h", "--open-access"],
+        &["serve", "--catalog", "dir://bucket/tables", "--open-access"],
     ] {
         let ended = relance()
             .args(arguments)
