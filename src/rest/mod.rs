@@ -12,8 +12,9 @@
 //!    and with the caller's credential, where that is forwarded; the resource
 //!    owns them ([`store`]). 202 is said only after all of them.
 //!
-//! A request that has been read runs to its end even if its client goes away,
-//! and a shutdown waits for it. Every error has the spec's body ([`error`]).
+//! A request that has been read runs on even if its client goes away, until it
+//! has taken too long, and a shutdown waits for it. What has begun to be stored is
+//! stored whole. Every error has the spec's body ([`error`]).
 //! Who asks and whether they may comes before all of this ([`auth`]).
 
 pub mod auth;
@@ -92,6 +93,21 @@ impl Api {
         }
     }
 
+    /// Carries out what stores a refresh and its Secrets to its end, whatever
+    /// becomes of the request: the one without the others would end badly.
+    async fn store_whole<T: Send + 'static>(
+        &self,
+        storing: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let stored = self.tasks.spawn(storing.in_current_span()).await;
+        stored.unwrap_or_else(|error| {
+            tracing::error!(%error, "a refresh could not be stored");
+            Err(ApiError::Internal(
+                "the refresh could not be stored because of a bug; see the operator's log".into(),
+            ))
+        })
+    }
+
     /// The catalog as `caller` may see it.
     async fn catalog_of(&self, caller: &Caller) -> Result<Catalog, ApiError> {
         Ok(self.catalog.seen_by(self.forwarded(caller)?).await?)
@@ -136,17 +152,23 @@ async fn answer(State(api): State<Arc<Api>>, request: Request, next: Next) -> Re
 }
 
 /// Runs the request in a task of its own: a client that hangs up does not
-/// leave a resource without its Secret, and a panic is one request's 500.
+/// leave a resource without its Secret, and a panic is one request's 500. What has
+/// taken too long is broken off, but for the storing of a refresh ([`Api::store_whole`]).
 async fn run_to_end(api: &Arc<Api>, request: Request, next: Next) -> Response {
     let guarded = auth::guarded(api.clone(), request, next);
     let task = api.tasks.spawn(guarded.in_current_span());
+    let under_way = task.abort_handle();
     match tokio::time::timeout(PATIENCE, task).await {
         Ok(Ok(response)) => response,
-        Err(_) => ApiError::Unavailable(format!(
+        Err(_) => {
+            // Nobody waits for its answer any more.
+            under_way.abort();
+            ApiError::Unavailable(format!(
             "the request was not answered within {} seconds, and may still take effect; try again, with an Idempotency-Key",
-            PATIENCE.as_secs()
-        ))
-        .into_response(),
+                PATIENCE.as_secs()
+            ))
+            .into_response()
+        }
         Ok(Err(error)) => {
             tracing::error!(%error, "a request handler panicked");
             ApiError::Internal(

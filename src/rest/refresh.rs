@@ -107,9 +107,19 @@ pub async fn refresh(
         user: caller.user().map(|user| user.name.clone()),
         trace: trace.map(|trace| trace.0),
     };
-    api.store
-        .create(&job_id, &spec, secrets, keyed, origin)
-        .await?;
+    let storing = {
+        let (api, name, spec) = (api.clone(), job_id.clone(), spec.clone());
+        let (manifest, credential) = (manifest.clone(), forwarded.cloned());
+        async move {
+            let secrets = Secrets {
+                manifest: manifest.as_ref(),
+                credential: credential.as_ref(),
+            };
+            let stored = api.store.create(&name, &spec, secrets, keyed, origin);
+            stored.await
+        }
+    };
+    api.store_whole(storing).await?;
     telemetry::is_about(&job_id);
     tracing::info!(
         view = view.join("$"),

@@ -22,6 +22,10 @@ const LONGEST: usize = 16 * 1024;
 /// Reviews at a time: a flood of made-up tokens must not become the API server's.
 const AT_A_TIME: usize = 32;
 
+/// Tokens that may wait for their review: the limits of callers cannot hold up those
+/// of whom nobody knows yet who they are.
+const WAITING: usize = 256;
+
 /// See the module.
 pub struct Tokens {
     reviews: Api<TokenReview>,
@@ -29,6 +33,8 @@ pub struct Tokens {
     salt: Salt,
     answers: Answers<Fingerprint, Option<Arc<User>>>,
     turns: Semaphore,
+    /// Places of those that are reviewed or wait for it.
+    places: Semaphore,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -46,6 +52,7 @@ impl Tokens {
             salt: Salt::default(),
             answers: Answers::default(),
             turns: Semaphore::new(AT_A_TIME),
+            places: Semaphore::new(AT_A_TIME + WAITING),
         }
     }
 
@@ -68,6 +75,11 @@ impl Tokens {
     }
 
     async fn review(&self, token: &str) -> Result<Option<Arc<User>>, ApiError> {
+        let _place = self.places.try_acquire().map_err(|_| {
+            ApiError::Unavailable(
+                "more tokens wait to be reviewed by the Kubernetes API than may; try again".into(),
+            )
+        })?;
         let _turn = self.turns.acquire().await;
         let review = TokenReview {
             spec: TokenReviewSpec {
@@ -114,4 +126,46 @@ impl Tokens {
 
 fn cannot_tell() -> ApiError {
     ApiError::Unavailable("the Kubernetes API cannot say now whose token this is; try again".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::pending;
+    use std::time::Duration;
+
+    use axum::http::{Request, Response};
+    use futures::StreamExt;
+    use futures::stream::FuturesUnordered;
+    use kube::client::Body;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_flood_of_made_up_tokens_waits_in_a_queue_that_has_an_end() {
+        let silent = |_: Request<Body>| pending::<Result<Response<Body>, Infallible>>();
+        let client = Client::new(tower::service_fn(silent), "ns");
+        let tokens = Tokens::new(client, "relance".into());
+        let all = AT_A_TIME + WAITING;
+        let made_up: Vec<String> = (0..all + 10).map(|n| n.to_string()).collect();
+        let asked = made_up.iter().map(|token| tokens.user(token));
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        for _ in 0..10 {
+            let answer = timeout(Duration::from_secs(5), asked.next()).await;
+            let answer = answer.expect("at once").expect("an answer");
+            assert!(
+                matches!(answer, Err(ApiError::Unavailable(_))),
+                "{answer:?}"
+            );
+        }
+        let others = timeout(Duration::from_millis(50), asked.next()).await;
+        assert!(others.is_err(), "the others wait for the API server");
+        drop(asked);
+        assert_eq!(
+            tokens.places.available_permits(),
+            all,
+            "there is room again"
+        );
+    }
 }
