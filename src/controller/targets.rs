@@ -193,10 +193,12 @@ impl Targets {
     }
 
     fn connect(&self, name: &str, namespace: Option<&str>, bytes: &[u8]) -> Reach {
-        let config = match kubeconfig::config(bytes) {
+        let mut config = match kubeconfig::config(bytes) {
             Ok(config) => config,
             Err(refusal) => return Reach::Refused(refusal.to_string()),
         };
+        // As at home: kube's own retries may sleep for minutes.
+        config.default_retry = false;
         let namespace = namespace.unwrap_or(&config.default_namespace).to_string();
         let server = kubeconfig::server_digest(&config);
         let Ok(client) = Client::try_from(config) else {
