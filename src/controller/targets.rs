@@ -108,6 +108,14 @@ impl Targets {
                 "RefreshCluster '{name}' speaks of another cluster no longer"
             ));
         };
+        if !names::is_secret_name(&kubeconfig.name) {
+            // From before a rule forbade it: no request can be made of it.
+            self.forget(name);
+            return Reach::Refused(format!(
+                "spec.kubeconfigSecretRef.name is '{}', which no Secret can be called; name the Secret with the kubeconfig",
+                kubeconfig.name
+            ));
+        }
         let source = (kubeconfig.clone(), spec.namespace.clone());
         if let Some(reach) = self.fresh(name, &source) {
             return reach;

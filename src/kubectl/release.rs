@@ -154,6 +154,12 @@ async fn connect(access: &Access, cluster: &str) -> Result<There, String> {
     let found = found.map_err(|error| access.error(&error).to_string())?;
     let reference = found.and_then(|found| found.spec.kubeconfig_secret_ref);
     let reference = reference.ok_or("that RefreshCluster is gone, or of this cluster now")?;
+    if !names::is_secret_name(&reference.name) {
+        return Err(format!(
+            "its kubeconfig is said to be in Secret '{}', which none can be called",
+            reference.name
+        ));
+    }
     let secrets: Api<Secret> = Api::namespaced(access.client.clone(), &access.namespace);
     let secret = secrets.get_opt(&reference.name).await;
     let secret = secret.map_err(|error| access.error(&error).to_string())?;

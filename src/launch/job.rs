@@ -57,13 +57,18 @@ pub enum JobError {
         "image '{0}' is not among spec.policy.images; add it there, or have the pods run another"
     )]
     Image(String),
+    /// Its storage Secret can be none.
+    #[error(
+        "spec.storageSecretRef.name is '{0}', which no Secret can be called; name the Secret with the object store's credentials"
+    )]
+    StorageSecret(String),
 }
 
 impl JobError {
     /// A stable reason.
     pub fn reason(&self) -> &'static str {
         match self {
-            JobError::Template(_) => reasons::INVALID_TEMPLATE,
+            JobError::Template(_) | JobError::StorageSecret(_) => reasons::INVALID_TEMPLATE,
             JobError::Image(_) => reasons::IMAGE_NOT_ALLOWED,
         }
     }
@@ -357,6 +362,16 @@ mod tests {
                 "{kind}"
             );
         }
+    }
+
+    #[test]
+    fn a_storage_secret_that_can_be_none_makes_no_job() {
+        let storage = json!({"storageSecretRef": {"name": "my secret"}});
+        let cluster: RefreshClusterSpec = serde_json::from_value(storage).unwrap();
+        let refresh = refresh(json!({"view": ["v"]}));
+        let refused = job(&refresh, &cluster, &home(), HERE).unwrap_err();
+        assert_eq!(refused, JobError::StorageSecret("my secret".into()));
+        assert_eq!(refused.reason(), reasons::INVALID_TEMPLATE);
     }
 
     fn worker(job: &Value) -> &Value {

@@ -50,6 +50,10 @@ pub(super) fn template(
     let workers = spec.containers.iter_mut();
     for worker in workers.filter(|c| c.name == names::WORKER_CONTAINER) {
         if let Some(secret) = &cluster.storage_secret_ref {
+            if !names::is_secret_name(&secret.name) {
+                // From before a rule forbade it.
+                return Err(JobError::StorageSecret(secret.name.clone()));
+            }
             worker.env_from.get_or_insert_default().push(EnvFromSource {
                 secret_ref: Some(SecretEnvSource {
                     name: secret.name.clone(),

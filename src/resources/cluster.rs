@@ -44,6 +44,7 @@ use super::refresh::SecretRef;
 pub struct RefreshClusterSpec {
     /// Secret in this namespace with the kubeconfig of another cluster, in which the Jobs run. Absent: they run in this cluster and namespace. The kubeconfig must hold its certificates or its token inline; files, programs, plug-ins, proxies, impersonation and unverified TLS are refused. It is read again when it changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message("spec.kubeconfigSecretRef.name must be the name of a Secret: lower-case letters, digits, '-' and '.'"))]
     pub kubeconfig_secret_ref: Option<KubeconfigRef>,
     /// Namespace of the Jobs in the other cluster. Absent: the one that the kubeconfig's context names, else `default`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,6 +60,7 @@ pub struct RefreshClusterSpec {
     pub template: Option<PodTemplatePatch>,
     /// Secret in the Jobs' namespace whose keys become environment variables of the workers: credentials of the object store, such as AWS_ACCESS_KEY_ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message("spec.storageSecretRef.name must be the name of a Secret: lower-case letters, digits, '-' and '.'"))]
     pub storage_secret_ref: Option<SecretRef>,
     /// Worker pods of a refresh that names no concurrency.
     #[serde(default = "default_concurrency")]

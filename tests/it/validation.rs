@@ -141,6 +141,16 @@ async fn the_api_server_and_the_validator_refuse_with_the_same_sentence() {
             "c",
             json!({"namespace": "Else.where", "kubeconfigSecretRef": {"name": "k"}}),
         ),
+        (
+            "spec.kubeconfigSecretRef.name must be",
+            "c",
+            json!({"kubeconfigSecretRef": {"name": "my secret"}}),
+        ),
+        (
+            "spec.storageSecretRef.name must be",
+            "c",
+            json!({"storageSecretRef": {"name": "../tables"}}),
+        ),
     ];
     for (begins, name, spec) in clusters {
         let object = object::<RefreshCluster>(name, spec);
@@ -174,6 +184,8 @@ fn every_cel_rule_is_known_to_these_tests() {
         "spec.backoffLimit must not",
         "spec.namespace is for",
         "spec.namespace must be",
+        "spec.kubeconfigSecretRef.name must be",
+        "spec.storageSecretRef.name must be",
         // Judged when it changes.
         "spec may not change",
         "spec.cancel cannot",
