@@ -34,10 +34,10 @@ const NOT_READY: Duration = Duration::from_secs(5);
 const AFTER_ERROR: Duration = Duration::from_secs(10);
 
 /// What a look at a cluster gave.
-struct Seen {
-    status: &'static str,
+pub(super) struct Seen {
+    pub(super) status: &'static str,
     reason: &'static str,
-    message: String,
+    pub(super) message: String,
     /// The API server's version, if it answered.
     version: Option<String>,
 }
@@ -68,7 +68,7 @@ async fn looked(cluster: &RefreshCluster, ctx: &Context) -> Result<Duration, Pas
     let before = cluster.status.clone().unwrap_or_default();
     let was_closed = ctx.targets.closed().contains_key(&name);
     let (active, queued) = count(&ctx.known.refreshes, &name);
-    let seen = look(ctx, cluster).await?;
+    let seen = look(ctx, cluster).await;
     if was_closed && !ctx.targets.closed().contains_key(&name) {
         ctx.places.changed();
     }
@@ -118,7 +118,7 @@ fn is_news(before: &RefreshClusterStatus, now: &RefreshClusterStatus) -> bool {
     !fresh || *before != same
 }
 
-async fn look(ctx: &Context, cluster: &RefreshCluster) -> Result<Seen, PassError> {
+pub(super) async fn look(ctx: &Context, cluster: &RefreshCluster) -> Seen {
     let name = cluster.name_any();
     let reach = match cluster.spec.is_remote() {
         true => ctx.targets.reach(&name, Some(&cluster.spec)).await,
@@ -129,14 +129,14 @@ async fn look(ctx: &Context, cluster: &RefreshCluster) -> Result<Seen, PassError
     };
     let target = match reach {
         Reach::By(target) => target,
-        Reach::Away(why) | Reach::Gone(why) => {
-            return Ok(Seen::new(
-                "False",
-                reasons::KUBECONFIG_NOT_FOUND,
-                format!("{why}; make it"),
-            ));
+        Reach::Missing(why) | Reach::Gone(why) => {
+            let message = format!("{why}; make it");
+            return Seen::new("False", reasons::KUBECONFIG_NOT_FOUND, message);
         }
-        Reach::Refused(why) => return Ok(Seen::new("False", reasons::KUBECONFIG_REFUSED, why)),
+        Reach::Unread(why) => {
+            return Seen::new("Unknown", reasons::CLUSTER_UNREACHABLE, why);
+        }
+        Reach::Refused(why) => return Seen::new("False", reasons::KUBECONFIG_REFUSED, why),
     };
     let version = match target.version().await {
         Ok(version) => version,
@@ -145,14 +145,14 @@ async fn look(ctx: &Context, cluster: &RefreshCluster) -> Result<Seen, PassError
                 true => error.to_string(),
                 false => format!("the API server does not answer: {error}"),
             };
-            return Ok(Seen::new("Unknown", reasons::CLUSTER_UNREACHABLE, message));
+            return Seen::new("Unknown", reasons::CLUSTER_UNREACHABLE, message);
         }
     };
-    let judged = judge(ctx, &target, cluster).await?;
-    Ok(Seen {
+    let judged = judge(ctx, &target, cluster).await;
+    Seen {
         version: Some(version),
         ..judged
-    })
+    }
 }
 
 /// How many refreshes run through a cluster, and how many wait for it.
@@ -172,11 +172,7 @@ pub fn count(refreshes: &Store<MaterializedViewRefresh>, cluster: &str) -> (i32,
 }
 
 /// Whether the API server would take a Job of this cluster, by a dry run.
-async fn judge(
-    ctx: &Context,
-    target: &Target,
-    cluster: &RefreshCluster,
-) -> Result<Seen, kube::Error> {
+async fn judge(ctx: &Context, target: &Target, cluster: &RefreshCluster) -> Seen {
     let mut refresh = MaterializedViewRefresh::new(
         "template-check",
         MaterializedViewRefreshSpec::of(["template-check"]),
@@ -190,7 +186,7 @@ async fn judge(
     };
     let mut job = match job::job(&refresh, &cluster.spec, &ctx.home, place) {
         Ok(job) => job,
-        Err(why) => return Ok(Seen::new("False", why.reason(), why.to_string())),
+        Err(why) => return Seen::new("False", why.reason(), why.to_string()),
     };
     job.metadata.owner_references = None;
     let dry_run = PostParams {
@@ -200,19 +196,15 @@ async fn judge(
     let made = target.ask(target.jobs.create(&dry_run, &Lean(job))).await;
     let status = match made {
         Ok(_) => {
-            return Ok(Seen::new(
-                "True",
-                reasons::CLUSTER_READY,
-                "Jobs can be launched",
-            ));
+            return Seen::new("True", reasons::CLUSTER_READY, "Jobs can be launched");
         }
         Err(TargetError::Away(why)) => {
-            return Ok(Seen::new("Unknown", reasons::CLUSTER_UNREACHABLE, why));
+            return Seen::new("Unknown", reasons::CLUSTER_UNREACHABLE, why);
         }
         Err(TargetError::Kube(kube::Error::Api(status))) => status,
-        Err(TargetError::Kube(error)) => return Err(error),
+        Err(TargetError::Kube(error)) => return undecided(&error.to_string()),
     };
-    Ok(match status.code {
+    match status.code {
         400 | 422 => Seen::new(
             "False",
             reasons::INVALID_TEMPLATE,
@@ -240,6 +232,14 @@ async fn judge(
             reasons::CLUSTER_READY,
             format!("Jobs must wait: {}", status.message),
         ),
-        _ => return Err(kube::Error::Api(status)),
-    })
+        _ => undecided(&status.message),
+    }
+}
+
+/// The API server answers, and not to the question: an admission webhook that is
+/// down, say. What was known before holds no longer.
+fn undecided(why: &str) -> Seen {
+    let message =
+        format!("the API server does not say whether it takes Jobs: {why}; it is asked again");
+    Seen::new("Unknown", reasons::CLUSTER_UNREACHABLE, message)
 }

@@ -80,7 +80,9 @@ async fn unreachable(
     };
     match ctx.targets.reach(name, Some(cluster)).await {
         Reach::By(_) => None,
-        Reach::Away(why) => Some(World::Unavailable(format!("Waiting: {why}"))),
+        Reach::Missing(why) | Reach::Unread(why) => {
+            Some(World::Unavailable(format!("Waiting: {why}")))
+        }
         Reach::Gone(why) => Some(refused(
             reasons::KUBECONFIG_NOT_FOUND,
             format!("{why}; make it and refresh again"),

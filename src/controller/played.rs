@@ -23,12 +23,13 @@ use super::places::Places;
 use super::queue::Place;
 use super::reconcile::{PassError, broke_off};
 use super::refresh::*;
-use super::targets::Targets;
-use super::{admission, orphans, reconcile};
+use super::targets::{Reach, Targets};
+use super::{admission, cluster, orphans, reconcile};
 use crate::catalog::{SharedCatalog, Source};
 use crate::launch;
 use crate::launch::job::Home;
-use crate::resources::{MaterializedViewRefresh, names};
+use crate::panics;
+use crate::resources::{MaterializedViewRefresh, RefreshCluster, RefreshClusterSpec, names};
 use crate::telemetry::Metrics;
 
 /// What an API server answers: a code, and an object or the reason of a failure.
@@ -157,11 +158,14 @@ async fn one_that_can_never_be_looked_at_holds_up_nobody_and_one_that_meets_an_o
  {
     let secrets = context(|_, _| None).secrets;
     let unbuildable = secrets.get_opt("my secret").await.unwrap_err();
+    let panicked = panics::caught(async { panic!("a bug") }).await;
+    let panicked = panicked.map(|(): ()| ()).unwrap_err();
     for (error, keeps_place) in [
         (unbuildable.into(), false),
         (refused(400), false),
         (refused(403), false),
         (PassError::Restless("a".into()), false),
+        (PassError::Panicked(panicked), false),
         (refused(401), true),
         (refused(429), true),
         (refused(503), true),
@@ -181,6 +185,60 @@ async fn one_that_can_never_be_looked_at_holds_up_nobody_and_one_that_meets_an_o
         let is_behind = asked.answer() != Some(Turn::Now);
         assert_eq!(is_behind, keeps_place, "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_cluster_of_which_it_is_not_said_whether_it_takes_jobs_is_not_ready_as_before() {
+    let mut cluster = RefreshCluster::new("c", RefreshClusterSpec::default());
+    cluster.metadata.namespace = Some("ns".into());
+    let ready = json!({"active": 7, "conditions": [{
+        "type": "Ready", "status": "True", "reason": "Ready", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]});
+    cluster.status = Some(serde_json::from_value(ready).unwrap());
+    let writes = Arc::new(AtomicUsize::new(0));
+    let ctx = context({
+        let (writes, cluster) = (writes.clone(), cluster.clone());
+        move |method, path| match (method, path) {
+            ("GET", "/version") => Some((
+                200,
+                json!({
+                    "major": "1", "minor": "34", "gitVersion": "v1.34.0", "gitCommit": "",
+                    "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "",
+                    "platform": "",
+                }),
+            )),
+            // An admission webhook is down.
+            ("POST", path) if path.ends_with("/jobs") => Some(refusal(500, "InternalError")),
+            ("PATCH", path) if path.ends_with("/refreshclusters/c/status") => {
+                writes.fetch_add(1, Ordering::Relaxed);
+                Some((200, serde_json::to_value(&cluster).unwrap()))
+            }
+            _ => None,
+        }
+    });
+    let seen = cluster::look(&ctx, &cluster).await;
+    assert_eq!(seen.status, "Unknown");
+    assert!(seen.message.contains("InternalError"), "{}", seen.message);
+    let again = cluster::pass(Arc::new(cluster), Arc::new(ctx)).await;
+    assert_eq!(
+        again,
+        Some(Duration::from_secs(5)),
+        "it is asked again soon"
+    );
+    assert_eq!(writes.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_kubeconfig_in_what_no_secret_can_be_called_is_refused_and_not_asked_for() {
+    let ctx = context(|_, path| panic!("{path} is asked for"));
+    let spec = json!({"kubeconfigSecretRef": {"name": "../pods/x"}});
+    let spec: RefreshClusterSpec = serde_json::from_value(spec).unwrap();
+    let reach = ctx.targets.reach("far", Some(&spec)).await;
+    let Reach::Refused(why) = reach else {
+        panic!("{reach:?}");
+    };
+    assert!(why.contains("'../pods/x'"), "{why}");
 }
 
 #[tokio::test]

@@ -411,8 +411,9 @@ impl<'a> Pass<'a> {
                 Some(unseen) => Err(unseen),
                 None => Ok(target),
             },
-            Reach::Away(why) => Err(JobSeen::Away(why)),
-            Reach::Refused(why) => Err(JobSeen::Away(why)),
+            Reach::Missing(why) | Reach::Unread(why) | Reach::Refused(why) => {
+                Err(JobSeen::Away(why))
+            }
             Reach::Gone(why) => Err(JobSeen::Lost(why)),
         })
     }

@@ -34,8 +34,10 @@ const SECRET_PATIENCE: Duration = Duration::from_secs(30);
 pub enum Reach {
     /// So; whether it answers is the target's to know.
     By(Arc<Target>),
-    /// Not now: its Secret is missing, or cannot be read.
-    Away(String),
+    /// Not now: its Secret is missing.
+    Missing(String),
+    /// Not now: its Secret cannot be read.
+    Unread(String),
     /// Nobody can say: the RefreshCluster, or for long its Secret, is not there.
     Gone(String),
     /// Its kubeconfig is not one that is taken.
@@ -174,7 +176,7 @@ impl Targets {
                         digest = before.and_then(|entry| entry.digest);
                         Reach::By(target)
                     }
-                    None => Reach::Away(why),
+                    None => Reach::Missing(why),
                 }
             }
             // Home does not answer: what was known still holds.
@@ -183,8 +185,8 @@ impl Targets {
                     digest = before.and_then(|entry| entry.digest);
                     Reach::By(target)
                 }
-                (None, _) => Reach::Away(format!(
-                    "Secret '{}' with the kubeconfig of RefreshCluster '{name}' cannot be read: {error}",
+                (None, _) => Reach::Unread(format!(
+                    "Secret '{}' with the kubeconfig of RefreshCluster '{name}' cannot be read: {error}; see to it that relance may get it",
                     kubeconfig.name
                 )),
             },
@@ -236,7 +238,7 @@ impl Targets {
         let closed = remote.iter().filter_map(|(name, entry)| {
             let why = match &entry.reach {
                 Reach::By(target) => target.silent()?,
-                Reach::Away(why) => why.clone(),
+                Reach::Missing(why) | Reach::Unread(why) => why.clone(),
                 // Those who would go there are told so in their turn.
                 Reach::Gone(_) | Reach::Refused(_) => return None,
             };

@@ -70,8 +70,9 @@ pub const RESUMED: &str = "Resumed";
 pub const CLUSTER_READY: &str = "Ready";
 /// `Ready` is false on a RefreshCluster: its template makes no valid pod.
 pub const INVALID_TEMPLATE: &str = "InvalidTemplate";
-/// `Ready` is unknown on a RefreshCluster: its API server does not answer, or does not take the
-/// kubeconfig's credentials any more.
+/// `Ready` is unknown on a RefreshCluster: its API server does not answer, does not say whether it
+/// takes Jobs, or does not take the kubeconfig's credentials any more; or the Secret with the
+/// kubeconfig cannot be read.
 pub const CLUSTER_UNREACHABLE: &str = "Unreachable";
 
 /// `Ready` is false on a RefreshCluster: its API server does not let the kubeconfig's user create
