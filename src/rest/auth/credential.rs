@@ -17,14 +17,40 @@ use crate::rest::error::ApiError;
 /// The header of an API key.
 const API_KEY: &str = "x-api-key";
 
+/// What kinds of credential are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Takes {
+    /// API keys.
+    pub keys: bool,
+    /// Bearer tokens.
+    pub tokens: bool,
+}
+
+impl Takes {
+    /// Both kinds.
+    pub const ALL: Takes = Takes {
+        keys: true,
+        tokens: true,
+    };
+
+    /// A key and a token in the order in which they count: the key first, and
+    /// what is not taken last, to be refused by its name where there is no other.
+    fn order<T>(self, key: T, token: T) -> [T; 2] {
+        match self.tokens && !self.keys {
+            true => [token, key],
+            false => [key, token],
+        }
+    }
+}
+
 impl Credential {
-    /// The headers' credential; of both kinds, the key. One that is given twice
-    /// is refused, since a proxy may have looked at the other.
-    pub fn of_headers(headers: &HeaderMap) -> Result<Option<Self>, ApiError> {
-        for (name, kind) in [
-            (API_KEY, key as fn(&str) -> _),
-            (header::AUTHORIZATION.as_str(), bearer),
-        ] {
+    /// The headers' credential; of both kinds, the key, where keys are taken.
+    /// An empty one is none. One that is given twice is refused, since a proxy
+    /// may have looked at the other.
+    pub fn of_headers(headers: &HeaderMap, takes: Takes) -> Result<Option<Self>, ApiError> {
+        let in_key = (API_KEY, key as fn(&str) -> _);
+        let in_token = (header::AUTHORIZATION.as_str(), bearer as fn(&str) -> _);
+        for (name, kind) in takes.order(in_key, in_token) {
             let mut values = headers.get_all(name).iter();
             let Some(value) = values.next() else {
                 continue;
@@ -42,43 +68,41 @@ impl Credential {
         Ok(None)
     }
 
-    /// The credential in the body's `identity`; of both kinds, the key.
-    pub fn of_body(body: &JsonBody) -> Result<Option<Self>, ApiError> {
+    /// The credential in the body's `identity`; of both kinds, the key, where keys
+    /// are taken. An empty one is none.
+    pub fn of_body(body: &JsonBody, takes: Takes) -> Result<Option<Self>, ApiError> {
         let Some(identity) = body.get("identity") else {
             return Ok(None);
         };
         let Some(fields) = identity.as_object() else {
             return Err(wrong_type("identity", identity, "an object"));
         };
-        let mut found = None;
-        for (name, kind) in [
-            ("auth_token", Self::Token as fn(String) -> Self),
-            ("api_key", Self::Key),
-        ] {
-            match fields.get(name).filter(|value| !value.is_null()) {
-                None => {}
-                Some(serde_json::Value::String(secret)) => found = Some(kind(secret.clone())),
-                // A number may be a key that lacks its quotes: tell its type alone.
-                Some(_) => {
-                    return Err(ApiError::InvalidInput(format!(
-                        "identity.{name} is no string and must be one"
-                    )));
-                }
+        let shown = |name: &str| match fields.get(name).filter(|value| !value.is_null()) {
+            None => Ok(None),
+            Some(serde_json::Value::String(secret)) => {
+                Ok(Some(secret.clone()).filter(|secret| !secret.is_empty()))
             }
-        }
-        Ok(found)
+            // A number may be a key that lacks its quotes: tell its type alone.
+            Some(_) => Err(ApiError::InvalidInput(format!(
+                "identity.{name} is no string and must be one"
+            ))),
+        };
+        let token = shown("auth_token")?.map(Self::Token);
+        let ordered = takes.order(shown("api_key")?.map(Self::Key), token);
+        Ok(ordered.into_iter().flatten().next())
     }
 }
 
 fn key(value: &str) -> Option<Credential> {
-    Some(Credential::Key(value.trim().to_string()))
+    let value = value.trim();
+    (!value.is_empty()).then(|| Credential::Key(value.to_string()))
 }
 
 fn bearer(value: &str) -> Option<Credential> {
     let (scheme, token) = value.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("bearer")
-        .then(|| Credential::Token(token.trim().to_string()))
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
+        .then(|| Credential::Token(token.to_string()))
 }
 
 /// Who calls: the user that was authenticated or, where everybody is let in,
@@ -113,14 +137,17 @@ impl Caller {
         headers: &HeaderMap,
         body: &JsonBody,
     ) -> Result<Self, ApiError> {
-        let unknown = Self::unknown(headers, body)?;
-        Ok(known.unwrap_or(unknown))
+        match known {
+            // What it shows has been looked at; the rest of it must be well-formed.
+            Some(known) => Credential::of_body(body, Takes::ALL).map(|_| known),
+            None => Self::unknown(headers, body),
+        }
     }
 
     /// The caller where nobody is authenticated.
     pub fn unknown(headers: &HeaderMap, body: &JsonBody) -> Result<Self, ApiError> {
-        let in_body = Credential::of_body(body)?;
-        let shown = Credential::of_headers(headers)?.or(in_body);
+        let in_body = Credential::of_body(body, Takes::ALL)?;
+        let shown = Credential::of_headers(headers, Takes::ALL)?.or(in_body);
         Ok(Self(shown.map(Who::Shows)))
     }
 
@@ -204,10 +231,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_empty_or_not_taken_hides_nothing_that_is_taken() {
+        let token = || Some(Credential::Token("t".into()));
+        let key = || Some(Credential::Key("k".into()));
+        let both = headers(&[("x-api-key", "k"), ("authorization", "Bearer t")]);
+        let empty = headers(&[("x-api-key", " "), ("authorization", "Bearer t")]);
+        let twice = [
+            ("x-api-key", "k"),
+            ("x-api-key", "l"),
+            ("authorization", "Bearer t"),
+        ];
+        let [tokens, keys] =
+            [(false, true), (true, false)].map(|(keys, tokens)| Takes { keys, tokens });
+        for (shown, takes, found) in [
+            (&both, Takes::ALL, key()),
+            (&both, keys, key()),
+            (&both, tokens, token()),
+            (&empty, Takes::ALL, token()),
+            (&headers(&twice), tokens, token()),
+            // To be told that no keys are taken.
+            (&headers(&[("x-api-key", "k")]), tokens, key()),
+            (&headers(&[("authorization", "Bearer ")]), tokens, None),
+        ] {
+            let chosen = Credential::of_headers(shown, takes).unwrap();
+            assert_eq!(chosen, found, "{takes:?}");
+        }
+        let chosen = |identity, takes| Credential::of_body(&body(identity), takes).unwrap();
+        let both = json!({"api_key": "k", "auth_token": "t"});
+        assert_eq!(chosen(both, tokens), token());
+        let empty = json!({"api_key": "", "auth_token": "t"});
+        assert_eq!(chosen(empty, Takes::ALL), token());
+    }
+
+    #[test]
     fn a_header_that_is_given_twice_is_refused() {
         for name in ["x-api-key", "authorization"] {
             let twice = headers(&[(name, "Bearer a"), (name, "Bearer b")]);
-            let error = Credential::of_headers(&twice).unwrap_err();
+            let error = Credential::of_headers(&twice, Takes::ALL).unwrap_err();
             assert!(error.to_string().contains("more than once"), "{error}");
         }
     }
@@ -218,10 +278,11 @@ mod tests {
         let caller = Caller::unknown(&shown, &body(json!(null))).unwrap();
         assert!(!format!("{caller:?}").contains("hush"));
         for wrong in [json!("hush"), json!({"api_key": ["hush"]})] {
-            let error = Credential::of_body(&body(wrong)).unwrap_err();
+            let error = Credential::of_body(&body(wrong), Takes::ALL).unwrap_err();
             assert!(!error.to_string().contains("hush"), "{error}");
         }
-        let number = Credential::of_body(&body(json!({"api_key": 123456}))).unwrap_err();
+        let number =
+            Credential::of_body(&body(json!({"api_key": 123456})), Takes::ALL).unwrap_err();
         assert!(!number.to_string().contains("123456"), "{number}");
     }
 

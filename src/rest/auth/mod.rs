@@ -48,7 +48,7 @@ use super::routes::{self, Permission};
 use super::{Api, body};
 use access::{Asks, Reviews};
 use audit::Note;
-use credential::{Caller, Credential};
+use credential::{Caller, Credential, Takes};
 use keys::Keys;
 use limits::{CallerLimits, Callers, Permit};
 use token::Tokens;
@@ -232,7 +232,11 @@ impl Guard {
     }
 
     async fn credential(&self, request: Request) -> Result<(Request, Credential), ApiError> {
-        if let Some(credential) = Credential::of_headers(request.headers())? {
+        let takes = Takes {
+            keys: self.keys.is_some(),
+            tokens: self.tokens.is_some(),
+        };
+        if let Some(credential) = Credential::of_headers(request.headers(), takes)? {
             return Ok((request, credential));
         }
         let _turn = self.strangers.try_acquire().map_err(|_| {
@@ -246,9 +250,10 @@ impl Guard {
             .await
             .map_err(|_| nobody())?;
         // What is wrong with the body is told to those who may know.
-        let credential = body::parse(&bytes)
-            .ok()
-            .and_then(|fields| Credential::of_body(&body::JsonBody(fields)).ok().flatten());
+        let credential = body::parse(&bytes).ok().and_then(|fields| {
+            let body = body::JsonBody(fields);
+            Credential::of_body(&body, takes).ok().flatten()
+        });
         let request = Request::from_parts(parts, Body::from(bytes));
         Ok((request, credential.ok_or_else(nobody)?))
     }
