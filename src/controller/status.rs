@@ -306,11 +306,9 @@ fn ended(seen: &Observed, status: &mut Status, type_: &str, reason: &str) {
     let message = status.message.clone().unwrap_or_default();
     status.completion_time = Some(Time(seen.now));
     status.unavailable_since = None;
-    if status
-        .conditions
-        .iter()
-        .any(|c| c.type_ == condition::SUSPENDED)
-    {
+    // One that was resumed before stays so: its reason tells.
+    let is_held = |c: &Condition| c.type_ == condition::SUSPENDED && c.status == "True";
+    if status.conditions.iter().any(is_held) {
         set(
             seen,
             status,

@@ -123,6 +123,34 @@ fn suspend_before_the_start_holds_it_and_is_no_loop() {
 }
 
 #[test]
+fn one_that_is_cancelled_while_it_is_held_is_not_said_to_have_been_resumed() {
+    let suspended = |status: &MaterializedViewRefreshStatus| {
+        let held = status.conditions.iter();
+        let held = held.into_iter().find(|c| c.type_ == condition::SUSPENDED);
+        let held = held.expect("it was held").clone();
+        (held.status, held.reason)
+    };
+    let mut held = seen(None);
+    held.refresh.spec.suspend = true;
+    held.refresh.status = Some(written(decide(&held)).0);
+    let mut resumed = held.clone();
+    held.refresh.spec.cancel = true;
+    let (status, _) = written(decide(&held));
+    assert_eq!(
+        suspended(&status),
+        ("False".into(), reasons::CANCELLED.into())
+    );
+    resumed.refresh.spec.suspend = false;
+    resumed.refresh.status = Some(written(decide(&resumed)).0);
+    resumed.refresh.spec.cancel = true;
+    let (status, _) = written(decide(&resumed));
+    assert_eq!(
+        suspended(&status),
+        ("False".into(), reasons::RESUMED.into())
+    );
+}
+
+#[test]
 fn suspend_of_a_running_refresh_deletes_its_job_and_starts_its_clock_anew() {
     let mut seen = started(Some(UID), 5);
     seen.refresh.spec.suspend = true;

@@ -31,7 +31,7 @@ use super::{filter, job_id, past, told};
 use crate::engine::account::{self, Account, Found};
 use crate::engine::error::EngineError;
 use crate::engine::outcome::Mode;
-use crate::resources::reasons::condition;
+use crate::resources::reasons::{self, condition};
 use crate::resources::{MaterializedViewRefresh, count, names};
 use crate::rest::Api;
 use crate::rest::auth::credential::Asked;
@@ -202,12 +202,20 @@ fn of_refresh(refresh: &MaterializedViewRefresh) -> Vec<Event> {
         c.type_ == condition::SUSPENDED
     };
     if let Some(held) = status.conditions.iter().find(held) {
-        let state = match held.status == "True" {
-            true => "suspended",
-            false => "resumed",
-        };
         let at = held.last_transition_time.0.as_millisecond();
-        by_controller(state, at, 2, Some(held.message.clone()));
+        let ended = status.completion_time.as_ref();
+        // What was held when it ended was not let go: since when it was is not
+        // known any more.
+        let until_its_end = held.reason != reasons::RESUMED
+            && ended.is_some_and(|ended| ended.0.as_millisecond() <= at);
+        let state = match (held.status == "True", until_its_end) {
+            (true, _) => Some("suspended"),
+            (false, true) => None,
+            (false, false) => Some("resumed"),
+        };
+        if let Some(state) = state {
+            by_controller(state, at, 2, Some(held.message.clone()));
+        }
     }
     if let Some(ended) = &status.completion_time {
         let state = told::state(&status).as_str().to_lowercase();
@@ -318,6 +326,37 @@ fn internal(error: ArrowError) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_is_cancelled_while_it_is_held_was_never_resumed() {
+        let told = |held: serde_json::Value| {
+            let refresh = serde_json::json!({
+                "apiVersion": "relance.dev/v1alpha1", "kind": "MaterializedViewRefresh",
+                "metadata": {"name": "r", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"view": ["v"]},
+                "status": {
+                    "phase": "Cancelled", "completionTime": "2026-01-01T00:00:09Z",
+                    "conditions": [held],
+                },
+            });
+            let refresh = serde_json::from_value(refresh).unwrap();
+            let states = of_refresh(&refresh).into_iter().map(|event| event.state);
+            states.collect::<Vec<_>>()
+        };
+        let held = |reason: &str, second: u32| {
+            serde_json::json!({
+                "type": "Suspended", "status": "False", "reason": reason, "message": "",
+                "lastTransitionTime": format!("2026-01-01T00:00:{second:02}Z"),
+            })
+        };
+        assert_eq!(told(held("Cancelled", 9)), ["queued", "cancelled"]);
+        assert_eq!(told(held("Resumed", 5)), ["queued", "resumed", "cancelled"]);
+        // As an older relance wrote it.
+        assert_eq!(
+            told(held("Cancelled", 5)),
+            ["queued", "resumed", "cancelled"]
+        );
+    }
 
     #[test]
     fn a_refresh_ends_after_what_its_workers_did_within_that_second() {
