@@ -37,9 +37,12 @@ pub enum ApiError {
     /// Too much was asked at once.
     #[error("{0}")]
     Throttled(String),
-    /// This kind of view, or this operation, is not supported.
+    /// This kind of view is not supported.
     #[error("{0}")]
     Unsupported(String),
+    /// This operation is not.
+    #[error("{0}")]
+    UnsupportedOperation(&'static str),
     /// Catalog or Kubernetes API did not answer.
     #[error("{0}")]
     Unavailable(String),
@@ -78,6 +81,7 @@ impl ApiError {
             ApiError::Throttled(_) => (StatusCode::TOO_MANY_REQUESTS, 21),
             // The refresh operation lists no 406, only 5XX.
             ApiError::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, 0),
+            ApiError::UnsupportedOperation(_) => (StatusCode::NOT_ACCEPTABLE, 0),
             ApiError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, 17),
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, 18),
             ApiError::NoSuchRoute => (StatusCode::NOT_FOUND, 0),

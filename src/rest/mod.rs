@@ -221,6 +221,28 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
+    async fn an_operation_that_is_known_and_not_done_is_406_with_the_specs_body() {
+        let asked = async |path: &str| {
+            let request = Request::post(path).body(Body::empty()).unwrap();
+            let answer = open(false).oneshot(request).await.unwrap();
+            let status = answer.status();
+            let bytes = axum::body::to_bytes(answer.into_body(), 10_000).await;
+            let body: serde_json::Value = serde_json::from_slice(&bytes.unwrap()).unwrap();
+            assert_eq!(
+                (&body["code"], &body["instance"]),
+                (&json!(0), &json!(path))
+            );
+            (status, body["error"].as_str().unwrap().to_string())
+        };
+        let (status, told) = asked("/v1/materialized_view/v/create").await;
+        assert_eq!(status, StatusCode::NOT_ACCEPTABLE);
+        assert!(told.contains("creates none"), "{told}");
+        let (status, told) = asked("/v1/materialized_view/v/creat").await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert!(told.contains("spelling"), "{told}");
+    }
+
+    #[tokio::test]
     async fn where_credentials_are_forwarded_nobody_goes_by_relances_own() {
         let asked = async |path: &str, keys: &[&str]| {
             let request = keys

@@ -164,6 +164,47 @@ pub static OPERATIONS: &[Operation] = &[
     },
 ];
 
+/// What the specification or stock clients know beside the operations about views,
+/// and relance does not do; with what to do instead.
+const UNSUPPORTED: &[(Method, &str, &str)] = &[
+    (
+        Method::POST,
+        "/v1/materialized_view/{id}/create",
+        "relance refreshes views and creates none; create it beside its tables, with lancedb",
+    ),
+    (
+        Method::POST,
+        "/v1/materialized_view/{id}/drop",
+        "relance refreshes views and drops none; drop it as a table of its catalog",
+    ),
+    (
+        Method::GET,
+        "/v1/namespace/{id}/materialized_view/list",
+        "relance does not list views over REST; 'relance views' lists those of a catalog",
+    ),
+];
+
+/// What to say of an operation that is known, and that relance does not do. None:
+/// there is no such operation.
+pub(super) fn unsupported(method: &Method, path: &str) -> Option<&'static str> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let is_it = |template: &str| {
+        let (mut parts, mut known) = (path.split('/'), template.split('/'));
+        loop {
+            match (parts.next(), known.next()) {
+                (None, None) => return true,
+                (Some(part), Some("{id}")) if !part.is_empty() => {}
+                (Some(part), Some(known)) if part == known => {}
+                _ => return false,
+            }
+        }
+    };
+    let known = UNSUPPORTED
+        .iter()
+        .find(|(of, template, _)| of == method && is_it(template));
+    known.map(|(_, _, sentence)| *sentence)
+}
+
 /// The operation that a request is for, once the router has matched its path:
 /// for middleware that is a layer of the router. None: no such path, or not
 /// for this method.
@@ -217,6 +258,28 @@ mod tests {
         {
             assert!(path.starts_with('/') && !path.ends_with('/'), "{id}");
             assert!([Method::GET, Method::POST].contains(method), "{id}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_and_not_done_is_told_from_what_is_misspelt() {
+        for (method, path, known) in [
+            (Method::POST, "/v1/materialized_view/a%24b/create", true),
+            (Method::POST, "/v1/materialized_view/v/create/", true),
+            (Method::POST, "/v1/materialized_view/v/drop", true),
+            (Method::GET, "/v1/namespace/$/materialized_view/list", true),
+            (Method::GET, "/v1/materialized_view/v/create", false),
+            (Method::POST, "/v1/materialized_view//create", false),
+            (Method::POST, "/v1/materialized_view/v/creat", false),
+            (Method::POST, "/v1/materialized_view/v/create/more", false),
+            (Method::POST, "/v1/materialized_view/create", false),
+        ] {
+            let told = unsupported(&method, path);
+            assert_eq!(told.is_some(), known, "{method} {path}");
+        }
+        for (method, path, _) in UNSUPPORTED {
+            let served = |o: &Operation| o.path == *path && o.method == *method;
+            assert!(!OPERATIONS.iter().any(served), "{path}");
         }
     }
 

@@ -167,7 +167,11 @@ pub(super) async fn guarded(api: Arc<Api>, request: Request, next: Next) -> Resp
         Some(operation) => operation.asks,
         // Not for this method, which the router says itself.
         None if request.extensions().get::<MatchedPath>().is_some() => None,
-        None => return ApiError::NoSuchRoute.into_response(),
+        None => {
+            let told = routes::unsupported(request.method(), request.uri().path());
+            let error = told.map_or(ApiError::NoSuchRoute, ApiError::UnsupportedOperation);
+            return error.into_response();
+        }
     };
     let Some(asks) = asks else {
         return next.run(request).await;
