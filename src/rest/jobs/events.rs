@@ -118,7 +118,7 @@ fn in_order(mut events: Vec<Event>) -> Vec<Event> {
 enum Source {
     Resource(Box<MaterializedViewRefresh>),
     /// The resource is gone; what it left in the catalog.
-    Past(Found),
+    Past(Arc<Found>),
 }
 
 impl Source {

@@ -42,10 +42,10 @@ pub async fn describe(
     let job_id = job_id(&body)?;
     match api.store.get(job_id).await? {
         Some(refresh) => Ok(Json(told::description(&refresh))),
-        None => Ok(Json(past::description(
-            job_id,
-            &past::find(&api, &caller, job_id).await?,
-        ))),
+        None => {
+            let found = past::find(&api, &caller, job_id).await?;
+            Ok(Json(past::description(job_id, &found)))
+        }
     }
 }
 

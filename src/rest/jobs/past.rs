@@ -6,20 +6,29 @@
 //! longer, from its commit: until Lance's cleanup takes that version, among the
 //! newest of its view. What failed, was cancelled or needed no worker leaves
 //! nothing. Looking costs a few requests for each table of the catalog, so only
-//! a few look at a time; the time that each may take begins with its turn.
+//! a few look at a time; the time that each may take begins with its turn; and
+//! what was found, or that nothing was, is kept for the next seconds, in which
+//! clients that poll ask again.
+//!
+//! It is 404 that there is no job; 503 that nobody can tell now: the catalog is
+//! away, or it is the id of a job that was asked for lately, and a table that may
+//! have it cannot be looked into.
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::told::{self, JOB_TYPE, JobState};
 use super::unknown;
 use crate::engine::account::{self, Found};
+use crate::engine::catalog::Catalog;
 use crate::engine::error::EngineError;
 use crate::resources::count;
 use crate::rest::Api;
+use crate::rest::auth::cache::{Answers, Fingerprint};
 use crate::rest::auth::credential::Caller;
 use crate::rest::error::ApiError;
 
@@ -31,8 +40,39 @@ const PATIENCE: Duration = Duration::from_secs(45);
 /// request may take.
 const TURN: Duration = Duration::from_secs(60);
 
+/// For how long after it was asked for somebody may be waiting for a job: who is
+/// told that there is no such job waits no more.
+const AWAITED: Duration = Duration::from_secs(24 * 3600);
+
+/// How far clocks that make ids are ahead.
+const AHEAD: Duration = Duration::from_secs(3600);
+
+/// How many tables are looked into, to tell one that is damaged from a store that
+/// is away.
+const PROBES: usize = 8;
+
+/// What was found of jobs, for some seconds: by who asked, where the catalog shows
+/// each caller what that one may see.
+pub type Searches = Answers<(Option<Fingerprint>, String), Option<Arc<Found>>>;
+
 /// The record of a job whose resource is not there. 404 if there is none.
-pub async fn find(api: &Api, caller: &Caller, job_id: &str) -> Result<Found, ApiError> {
+pub async fn find(api: &Api, caller: &Caller, job_id: &str) -> Result<Arc<Found>, ApiError> {
+    let as_whom = api.forwarded(caller)?.map(|credential| {
+        let way = credential.way();
+        let shown = format!("{way} {}", credential.secret());
+        api.turns.salt.hash(&shown)
+    });
+    let question = (as_whom, job_id.to_string());
+    let found = api.turns.found.get(question, search(api, caller, job_id));
+    found.await?.ok_or_else(|| unknown(job_id))
+}
+
+/// The same, looked for anew.
+async fn search(api: &Api, caller: &Caller, job_id: &str) -> Result<Option<Arc<Found>>, ApiError> {
+    let age = age(job_id, SystemTime::now());
+    if age == Some(Age::None) {
+        return Ok(None);
+    }
     let catalog = api.catalog_of(caller).await?;
     let since = created(job_id).and_then(|ms| u64::try_from(ms).ok());
     let since = since.map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
@@ -41,11 +81,53 @@ pub async fn find(api: &Api, caller: &Caller, job_id: &str) -> Result<Found, Api
     let search = async move {
         // It is another's once this search is over, or broken off.
         let _turn = turn;
-        account::find(&catalog, &job, since).await
+        match account::find(&catalog, &job, since).await {
+            Ok(found) => Ok(found),
+            Err(error) if age == Some(Age::Awaited) => Err(error),
+            // One table that nobody can look into, for good perhaps, does not make
+            // every id that never was one to ask for again; a store that is away does.
+            Err(error) => match is_readable(&catalog, &job).await {
+                true => {
+                    tracing::warn!(job_id = job, %error, "a job is told unknown though not all tables could be looked into");
+                    Ok(None)
+                }
+                false => Err(error),
+            },
+        }
     };
     let found: Result<Option<Found>, EngineError> =
         api.catalog.look_within(PATIENCE, search).await?;
-    found?.ok_or_else(|| unknown(job_id))
+    Ok(found?.map(Arc::new))
+}
+
+/// How old a job would be whose id tells when it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// It is yet to come: nobody has asked for it.
+    None,
+    /// Somebody may be waiting for it.
+    Awaited,
+    Old,
+}
+
+fn age(job_id: &str, now: SystemTime) -> Option<Age> {
+    let made = u64::try_from(created(job_id)?).ok()?;
+    let made = UNIX_EPOCH + Duration::from_millis(made);
+    Some(match now.duration_since(made) {
+        Err(ahead) if ahead.duration() > AHEAD => Age::None,
+        Ok(age) if age > AWAITED => Age::Old,
+        _ => Age::Awaited,
+    })
+}
+
+/// Whether some of the catalog's tables can be looked into.
+async fn is_readable(catalog: &Catalog, job: &str) -> bool {
+    let Ok(tables) = catalog.tables().await else {
+        return false;
+    };
+    let probes = tables.iter().take(PROBES);
+    let probed = join_all(probes.map(|table| account::of(catalog, table, job))).await;
+    probed.into_iter().any(|probed| probed.is_ok())
 }
 
 /// A turn at looking. Errors: `Unavailable` if too many others look.
@@ -108,6 +190,34 @@ mod tests {
         let made = created(&uuid::Uuid::now_v7().to_string()).unwrap();
         assert!((before..before + 60_000).contains(&made));
         assert_eq!(created("nightly"), None);
+    }
+
+    #[test]
+    fn an_id_tells_whether_somebody_may_be_waiting_for_the_job() {
+        let now = SystemTime::now();
+        let told = |at: SystemTime| {
+            let since = at.duration_since(UNIX_EPOCH).unwrap();
+            let at =
+                uuid::Timestamp::from_unix(uuid::NoContext, since.as_secs(), since.subsec_nanos());
+            age(&uuid::Uuid::new_v7(at).to_string(), now)
+        };
+        let minute = Duration::from_secs(60);
+        assert_eq!(told(now), Some(Age::Awaited));
+        assert_eq!(told(now + minute), Some(Age::Awaited), "clocks differ");
+        assert_eq!(told(now - AWAITED + minute), Some(Age::Awaited));
+        assert_eq!(told(now - AWAITED - minute), Some(Age::Old));
+        assert_eq!(told(now + AHEAD + minute), Some(Age::None));
+        assert_eq!(age("nightly", now), None);
+    }
+
+    #[tokio::test]
+    async fn a_store_is_away_where_none_of_its_tables_can_be_looked_into() {
+        let folder = tempfile::tempdir().unwrap();
+        let uri = format!("dir://{}", folder.path().display());
+        let catalog = Catalog::connect(&uri, &Default::default()).await.unwrap();
+        assert!(!is_readable(&catalog, "j").await, "it has no tables");
+        std::fs::create_dir_all(folder.path().join("v.lance/_versions")).unwrap();
+        assert!(is_readable(&catalog, "j").await);
     }
 
     #[tokio::test]

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::past::Searches;
+use crate::rest::auth::cache::Salt;
+
 /// Searches for what a job left behind, at a time.
 const SEARCHES: usize = 4;
 
@@ -15,7 +18,7 @@ const ACCOUNTS: usize = 4;
 const FILTERS: usize = 4;
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Turns {
     /// For the record of a job whose resource is gone.
     pub searches: Arc<Semaphore>,
@@ -23,6 +26,16 @@ pub struct Turns {
     pub accounts: Arc<Semaphore>,
     /// For a filter of events.
     pub filters: Arc<Semaphore>,
+    /// What searches found in the last seconds.
+    pub(super) found: Arc<Searches>,
+    /// Hashes the credentials of those who asked.
+    pub(super) salt: Arc<Salt>,
+}
+
+impl std::fmt::Debug for Turns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Turns")
+    }
 }
 
 impl Default for Turns {
@@ -32,6 +45,8 @@ impl Default for Turns {
             searches: of(SEARCHES),
             accounts: of(ACCOUNTS),
             filters: of(FILTERS),
+            found: Arc::default(),
+            salt: Arc::default(),
         }
     }
 }
