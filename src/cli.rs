@@ -77,10 +77,10 @@ pub struct CatalogArgs {
     /// The catalog: `dir:///path`, `dir://s3://bucket/path` and so on, or the URL of a REST catalog, `https://host/prefix`, whose credential is in the environment variable RELANCE_CATALOG_TOKEN or RELANCE_CATALOG_API_KEY.
     #[arg(long, env = "RELANCE_CATALOG", value_name = "URI")]
     pub catalog: String,
-    /// An option of the object store that is no secret, such as region=eu-west-1; may be given again. Credentials come from the environment.
+    /// An option of the object store that is no secret, such as region=eu-west-1; may be given again, or several joined by commas, so that no value may hold one. Credentials come from the environment.
     #[arg(long = "storage-option", value_name = "KEY=VALUE", value_parser = key_value, env = "RELANCE_STORAGE_OPTIONS", value_delimiter = ',')]
     pub storage_options: Vec<(String, String)>,
-    /// An HTTP header that is sent to a REST catalog and is no secret, such as x-lancedb-database=sales; may be given again.
+    /// An HTTP header that is sent to a REST catalog and is no secret, such as x-lancedb-database=sales; may be given again, or several joined by commas, so that no value may hold one.
     #[arg(long = "catalog-header", value_name = "NAME=VALUE", value_parser = key_value, env = "RELANCE_CATALOG_HEADERS", value_delimiter = ',')]
     pub catalog_headers: Vec<(String, String)>,
 }

@@ -80,7 +80,7 @@ pub struct MaterializedViewRefreshSpec {
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message("spec.cluster must be the name of a RefreshCluster: lower-case letters, digits, '-' and '.'"))]
     pub cluster: String,
-    /// Version of the source table to bring the view to. Absent: the latest at the time the work is planned. If it has been cleaned up, the refresh fails with SourceVersionGone.
+    /// Version of the source table to bring the view to. Absent: the latest at the time the work is planned. If it has been cleaned up, the refresh fails with SourceVersionGone; of a view over several sources, which have no version in common, it fails with InvalidInput.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub src_version: Option<i64>,
