@@ -227,6 +227,8 @@ pub struct Ledgers {
     only: Option<String>,
     /// The newest, if its files are there and will stay.
     settled: Option<String>,
+    /// Whether the newest does not account for all of the view.
+    apart: bool,
 }
 
 impl Ledgers {
@@ -261,6 +263,7 @@ impl Ledgers {
             placed: 0,
             only: only.map(str::to_string),
             settled: settled.filter(|name| rest.last().is_some_and(|l| l.name == *name)),
+            apart: false,
             rest,
         };
         ledgers.next().await?;
@@ -272,6 +275,12 @@ impl Ledgers {
     /// asked for ([`Ledgers::of`]): and if it holds all of the view.
     pub fn settled(&self) -> Option<&str> {
         self.settled.as_deref()
+    }
+
+    /// Whether the newest does not account for all of the view that was asked for
+    /// ([`Ledgers::of`]).
+    pub fn is_apart(&self) -> bool {
+        self.apart
     }
 
     /// Whether a file that `fragments` of the view have is gone, as far as those
@@ -309,10 +318,11 @@ impl Ledgers {
                 break;
             }
         }
-        if self.settled.is_some() && self.read.len() > 1 {
+        if self.read.len() > 1 {
             // It may be of a commit that never landed.
             let newest = self.read.iter().take(1).flat_map(|l| l.claims.iter());
-            if !standing.unaccounted(newest).is_empty() {
+            self.apart = !standing.unaccounted(newest).is_empty();
+            if self.apart {
                 self.settled = None;
             }
         }
@@ -322,15 +332,21 @@ impl Ledgers {
     /// Reads until those that have been read hold all `fragments` of the view, or all
     /// are read. Returns whether they do.
     pub async fn hold(&mut self, fragments: &[Fragment]) -> Result<bool> {
-        let held: Option<HashSet<Held>> = fragments.iter().map(held).collect();
-        let Some(mut left) = held else {
-            return Ok(false);
-        };
+        // Which one each is, by what a claim may hold of it: others may have added files
+        // with columns of theirs.
+        let fragments_of = fragments.iter().enumerate().flat_map(|(at, fragment)| {
+            let files = fragment.files.iter();
+            files.map(move |file| (Held::new(fragment, file), at))
+        });
+        let fragments_of: HashMap<Held, usize> = fragments_of.collect();
+        let mut left: HashSet<usize> = (0..fragments.len()).collect();
         let mut searched = 0;
         loop {
             let claims = self.read[searched..].iter().flat_map(|l| l.claims.iter());
             for held in claims.flat_map(Claim::held).flatten() {
-                left.remove(&held);
+                if let Some(at) = fragments_of.get(&held) {
+                    left.remove(at);
+                }
             }
             searched = self.read.len();
             if left.is_empty() || !self.next().await? {

@@ -260,6 +260,13 @@ pub struct Listed {
     pub modified: SystemTime,
 }
 
+/// The objects of a range of names.
+struct Between {
+    listed: Vec<Listed>,
+    /// The first beyond it, as the store gave it.
+    after: Option<Path>,
+}
+
 impl Objects {
     /// The table's folder.
     pub fn root(&self) -> &Path {
@@ -432,34 +439,44 @@ impl Objects {
         let between = bounds
             .windows(2)
             .map(|bounds| self.list_between(folder, bounds[0].as_ref(), bounds[1].as_ref()));
-        match futures::future::try_join_all(between)
-            .await?
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-        {
-            Some(found) => Ok(found.concat()),
-            None => self.list(folder).await,
+        let found = futures::future::try_join_all(between).await?;
+        // What one ends at the next begins with; else the store does not give them in
+        // the order of their names, for all that it was taken to.
+        let mut next = None;
+        let is_in_order = found.iter().rev().all(|between| {
+            let follows = between.after == next;
+            let first = between.listed.first().map(|listed| listed.path.clone());
+            next = first.or(next.take());
+            follows && between.listed.is_sorted_by(|a, b| a.path <= b.path)
+        });
+        match is_in_order {
+            true => Ok(found.into_iter().flat_map(|found| found.listed).collect()),
+            false => self.list(folder).await,
         }
     }
 
-    /// Those after `start`, up to `end`. `None`: the store does not give them in the
-    /// order of their names, for all that it was taken to.
+    /// Those after `start`, up to `end`, and what comes next.
     async fn list_between(
         &self,
         folder: &Path,
         start: Option<&Path>,
         end: Option<&Path>,
-    ) -> Result<Option<Vec<Listed>>> {
+    ) -> Result<Between> {
         let listed = match start {
             None => self.store.inner.list(Some(folder)),
             Some(start) => self.store.inner.list_with_offset(Some(folder), start),
         };
+        let after = Mutex::new(None);
         let listed = listed.try_take_while(|meta| {
             let is_before = end.is_none_or(|end| meta.location <= *end);
+            if !is_before {
+                *after.lock().unwrap_or_else(PoisonError::into_inner) = Some(meta.location.clone());
+            }
             futures::future::ready(Ok(is_before))
         });
-        let found = self.listed(listed.boxed(), folder).await?;
-        Ok(found.is_sorted_by(|a, b| a.path <= b.path).then_some(found))
+        let listed = self.listed(listed.boxed(), folder).await?;
+        let after = after.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Between { listed, after })
     }
 
     async fn listed(

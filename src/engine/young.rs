@@ -155,12 +155,15 @@ pub(super) async fn written(
             }
         }
     }
-    // A listing that is late, or not in order, is no proof; mostly it lacks none.
     let lacked = paths.iter().filter(|path| !there.contains_key(*path));
-    let lacked = lacked.map(|path| (path.clone(), objects.within(path)));
-    let looked = objects.modified_each(lacked.collect()).await?;
-    let found = looked.into_iter();
-    there.extend(found.filter_map(|(path, at)| Some((path, at?))));
+    let lacked: Vec<_> = lacked
+        .map(|path| (path.clone(), objects.within(path)))
+        .collect();
+    if lacked.len() <= MANY {
+        // Mostly none, and what is found to be gone costs more than to look again.
+        let looked = objects.modified_each(lacked).await?.into_iter();
+        there.extend(looked.filter_map(|(path, at)| Some((path, at?))));
+    }
     Ok(there)
 }
 

@@ -177,6 +177,29 @@ async fn a_ledger_of_a_commit_that_never_landed_hides_no_file_that_is_gone() {
     }
 }
 
+#[tokio::test]
+async fn a_ledger_of_a_commit_that_never_landed_is_followed_by_one_of_the_view() {
+    let db = filled(true).await;
+    db.create_view("v", shape("filtered").sql, Form::Plain)
+        .await;
+    db.refresh("v").await.unwrap();
+    let full = Request {
+        full: true,
+        ..request("v")
+    };
+    let dies = Faults::after("/ledgers/");
+    run(&db, &full, dies).await.unwrap_err();
+    let ledgers = format!("{}/_relance/ledgers", db.path("v"));
+    let count = || std::fs::read_dir(&ledgers).unwrap().count();
+    let before = count();
+    for after in [1, 1] {
+        let done = db.refresh("v").await.unwrap();
+        assert_eq!((done.mode, done.bytes_written), (Mode::NoOp, 0));
+        assert!(is_current(&db, "v").await);
+        assert_eq!(count(), before + after);
+    }
+}
+
 /// Has the view's ledgers be as old as none is that is looked after.
 fn age_ledgers(db: &Db) {
     let ledgers = format!("{}/_relance/ledgers", db.path("v"));

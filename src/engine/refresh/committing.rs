@@ -100,8 +100,8 @@ impl Run<'_> {
             let never_had = |claim: &Claim| history.never_had(claim, work.plan.view_version);
             self.staged
                 .retain(|_, claim| claim.fragments.is_empty() || never_had(claim));
-            self.settled = ledgers.settled().map(str::to_string);
             let judged = self.judge(work, &table, &mut ledgers).await?;
+            self.settled = ledgers.settled().map(str::to_string);
             let (judgement, carried) = (judged.now, judged.carried);
             let mut young = ledgers.into_young();
             young.found(judged.unheard.into_iter());
@@ -128,14 +128,17 @@ impl Run<'_> {
                 // It has committed by another plan, and somebody else something
                 // beside it. Whoever did may find it right, and tell so; what this
                 // plan says would only take the view back.
-                return match request.workers > 1 {
+                return match request.workers > 1 && self.robbed.is_none() {
                     true => self.wait_for_outcome(indices::LEFT_FOR, SELDOM).await,
                     false => Ok(None),
                 }
                 .map(|told| told.map(|told| (told, None)));
             }
+            let robbed =
+                history.settled && history.is_robbed(&self.objects, &table, usize::MAX).await?;
+            self.mends |= robbed;
             if history.settled
-                && !history.is_robbed(&self.objects, &table, usize::MAX).await?
+                && !robbed
                 && let Some(outcome) = history.outcome
             {
                 // Another worker has done it. What was written since is not

@@ -50,7 +50,7 @@ impl Run<'_> {
             }
         }
         let (objects, refresh) = (&self.objects, &self.request.refresh);
-        let anew = self.robbed.is_some();
+        let anew = self.robbed.is_some() || self.mends;
         let sources = &work.plan.sources;
         let recorded = async {
             match indices::unindexed_rows(&table).await {

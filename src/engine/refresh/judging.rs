@@ -16,8 +16,8 @@ use crate::engine::work::Work;
 /// A judgement, and what goes with it.
 pub(super) struct Judged {
     pub(super) now: Judgement,
-    /// Whether claims that count are in no ledger as they are: carried over
-    /// compactions, or of others that have lost no row.
+    /// Whether claims that count are in no ledger as they are, carried over
+    /// compactions, or of others that have lost no row; or not in the newest.
     pub(super) carried: bool,
     /// The files of claims that no ledger speaks of.
     pub(super) unheard: Vec<String>,
@@ -36,6 +36,8 @@ impl Run<'_> {
         ledgers: &mut Ledgers,
     ) -> Result<Judged> {
         let mut standing = work.standing(table);
+        ledgers.of(&mut standing).await?;
+        let apart = ledgers.is_apart();
         let ledgers = ledgers.of(&mut standing).await?;
         let read_version = ledgers.iter().map(|l| l.read_version).min();
         let since = work.since(ledgers.iter().map(|l| &l.outcome));
@@ -86,7 +88,7 @@ impl Run<'_> {
         let key = |c: &Claim| (c.id(), c.held().collect::<Vec<_>>());
         let carried: HashSet<_> = carried.iter().map(key).collect();
         let is_carried = |c: &Claim| !carried.is_empty() && carried.contains(&key(c));
-        let carried = now.kept.iter().any(|c| !c.of.is_empty() || is_carried(c));
+        let carried = apart || now.kept.iter().any(|c| !c.of.is_empty() || is_carried(c));
         let landed = now.kept.iter().filter(|c| !c.of.is_empty());
         unheard.extend(landed.flat_map(Claim::paths));
         if now.missing.is_empty() {

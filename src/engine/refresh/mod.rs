@@ -155,6 +155,8 @@ struct Run<'a> {
     since: Option<u64>,
     /// The version of the view that its last commit made whose files were gone.
     robbed: Option<u64>,
+    /// Whether the refresh, by whomever of its workers, had committed what was gone.
+    mends: bool,
     /// Whether this worker's commit is the one that landed.
     landed: bool,
     /// What there is to remove, as it was when that commit landed.
@@ -181,6 +183,7 @@ impl<'a> Run<'a> {
             plans: 0,
             since: None,
             robbed: None,
+            mends: false,
             landed: false,
             rubbish: None,
             spent: Vec::new(),

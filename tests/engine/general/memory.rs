@@ -128,6 +128,44 @@ async fn a_not_in_over_nulls_gives_its_rows_or_says_that_it_needs_more_memory() 
     assert!(refused > 0);
 }
 
+/// Of many rows with the same key that are spilled a few at a time, DataFusion finds the
+/// last alone again.
+#[tokio::test]
+async fn a_match_that_is_asked_for_by_more_than_its_key_is_found_or_said_to_need_more_memory() {
+    let mut world = World::new(false).await;
+    world.append("orders", 60_000).await;
+    // What is held is larger than may be, and the only matches are the first orders.
+    let sides = "(SELECT id, repeat(name, 20000) AS text FROM customers) c";
+    let exists = |not: &str| {
+        format!(
+            "SELECT id, length(text) AS size FROM {sides} WHERE {not} EXISTS (SELECT 1 FROM \
+             orders o WHERE o.customer % 2 = c.id % 2 AND o.id + 5 < c.id)"
+        )
+    };
+    let mut refused = 0;
+    for (at, sql) in [exists(""), exists("NOT")].into_iter().enumerate() {
+        let right = world.evaluated(&sql).await;
+        assert!(!right.is_empty() && right.len() < 20);
+        for megabytes in [256, 1] {
+            let name = format!("v{at}_{megabytes}");
+            world.create_view(&name, &sql).await;
+            let done = world.db.refresh_as(Request {
+                query_memory: Some(megabytes << 20),
+                ..request(&name)
+            });
+            match done.await {
+                Ok(_) => assert_eq!(world.db.rows(&name).await, right, "{megabytes} MiB: {sql}"),
+                Err(EngineError::EvaluationFailed { why, .. }) if megabytes == 1 => {
+                    assert!(why.contains("more memory"), "{why}");
+                    refused += 1;
+                }
+                Err(other) => panic!("{megabytes} MiB: {sql}: {other}"),
+            }
+        }
+    }
+    assert!(refused > 0, "there was enough for all");
+}
+
 /// DataFusion spills one side of such a join without a word where it finds no place.
 #[tokio::test]
 async fn a_join_by_no_equality_that_holds_more_than_it_may_gives_all_its_rows() {

@@ -25,6 +25,7 @@ use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::joins::NestedLoopJoinExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::work_table::WorkTableExec;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, Partitioning,
     PlanProperties, SendableRecordBatchStream,
@@ -39,7 +40,7 @@ pub fn whole(plan: Arc<dyn ExecutionPlan>, spills: bool) -> Result<Arc<dyn Execu
         let Some(join) = node.downcast_ref::<NestedLoopJoinExec>() else {
             return Ok(Transformed::no(node));
         };
-        let spilling = match spills {
+        let spilling = match spills && !reads_itself(&node)? {
             true => spilling(&node, join)?,
             false => None,
         };
@@ -86,6 +87,12 @@ fn spilling(
         true => Arc::new(RepartitionExec::try_new(plan.data, parted.clone())?),
         false => plan.data,
     }))
+}
+
+/// Whether `plan` reads the rows that a recursive query has so far: they can be asked
+/// for once.
+fn reads_itself(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+    plan.exists(|node| Ok(node.downcast_ref::<WorkTableExec>().is_some()))
 }
 
 fn with_sides(

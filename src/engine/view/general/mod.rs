@@ -399,7 +399,9 @@ impl Branch {
 /// Whether a join of `plan` must stay one by hashes. That of a `NOT IN` whose
 /// sides may hold NULL: only it knows that nothing is said to be outside of a set
 /// with a NULL, and a NULL outside of none but the empty one. And one that asks
-/// for a match alone, by keys that DataFusion's sorted join cannot compare.
+/// for a match alone: by keys that DataFusion's sorted join cannot compare, or by a
+/// condition besides, since of a key's rows that are spilled a few at a time only the
+/// last are found again (apache/datafusion#24056).
 fn is_by_hashes_alone(plan: &LogicalPlan) -> datafusion::common::Result<bool> {
     let mut found = false;
     plan.apply_with_subqueries(|node| {
@@ -410,7 +412,8 @@ fn is_by_hashes_alone(plan: &LogicalPlan) -> datafusion::common::Result<bool> {
                 .map(|(key, _)| key.get_type(join.left.schema()));
             let types = types.collect::<datafusion::common::Result<Vec<_>>>()?;
             found |= join.null_aware
-                || (asks_for_a_match(join.join_type) && !types.iter().all(is_compared));
+                || (asks_for_a_match(join.join_type)
+                    && (join.filter.is_some() || !types.iter().all(is_compared)));
         }
         Ok(match found {
             true => TreeNodeRecursion::Stop,
