@@ -81,6 +81,8 @@ pub enum Turn {
     Now,
     /// It waits, for what the sentence says.
     Behind(String),
+    /// Its cluster is out of reach, as the sentence says.
+    Closed(String),
 }
 
 /// What keeps a refresh that waits from asking for its turn.

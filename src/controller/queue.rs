@@ -181,6 +181,7 @@ impl Hand<'_> {
     pub fn turn(&self, place: &Place) -> Turn {
         Turn::Behind(match self {
             Hand::Turn => return Turn::Now,
+            Hand::Closed(why) => return Turn::Closed(format!("Waiting: {why}")),
             Hand::View { before, number } => {
                 let before = &before.name;
                 format!("Number {number} in the queue of its view, behind mvr/{before}")
@@ -189,7 +190,6 @@ impl Hand<'_> {
                 "Number {number} in the queue of its cluster: cluster {} is at its limit of {used}",
                 place.cluster
             ),
-            Hand::Closed(why) => format!("Waiting: {why}"),
         })
     }
 }
@@ -313,7 +313,7 @@ mod tests {
         let all = [far.clone(), near.clone()];
         assert_eq!(
             turn(&far, &all, &gates),
-            Turn::Behind(format!("Waiting: {why}"))
+            Turn::Closed(format!("Waiting: {why}"))
         );
         assert_eq!(turn(&near, &all, &gates), Turn::Now);
         // What runs there still has its view.

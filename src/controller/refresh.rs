@@ -81,7 +81,7 @@ fn waiting(seen: &Observed) -> Action {
             Some(OutcomeSeen::Found(outcome)) => return succeed(seen, outcome),
             // The history was asked when its Job was gone.
             Some(OutcomeSeen::Unavailable(_)) if is_unwanted(seen) => return cancel(seen),
-            Some(OutcomeSeen::Unavailable(why)) if spec.suspend => return unread(seen, why),
+            Some(OutcomeSeen::Unavailable(why)) if spec.suspend => return held_unread(seen, why),
             Some(OutcomeSeen::Unavailable(why)) => {
                 return unavailable(seen, &waiting_for_history(why));
             }
@@ -125,17 +125,15 @@ fn queued(seen: &Observed) -> Action {
     };
     match (&seen.turn, uri) {
         (None, _) => Action::Look(Look::Turn),
-        (Some(Turn::Behind(why)), uri) => {
-            let status = status::queued(seen, uri, why);
-            if Some(&status) == seen.refresh.status.as_ref() {
-                return Action::Wait(Pause::AtMost(Duration::from_secs(30)));
-            }
-            if accepted {
-                update(status)
-            } else {
-                step(status, reasons::QUEUED, false)
-            }
+        // Of what was out of reach at the last look, time goes by only if it still is.
+        (Some(Turn::Behind(_)), None) if seen.status().unavailable_since.is_some() => {
+            Action::Look(Look::World)
         }
+        (Some(Turn::Behind(why)), uri) => wait(seen, accepted, status::queued(seen, uri, why)),
+        (Some(Turn::Closed(why)), _) if seen.waited_in_vain() > patience(seen) => {
+            end(status::never_available(seen, why))
+        }
+        (Some(Turn::Closed(why)), uri) => wait(seen, accepted, status::closed(seen, uri, why)),
         // The view may have become current while this waited for its turn.
         (Some(Turn::Now), None) => Action::Look(Look::World),
         (Some(Turn::Now), Some(_)) if seen.remote && !seen.is_held() => Action::Hold,
@@ -144,11 +142,28 @@ fn queued(seen: &Observed) -> Action {
     }
 }
 
+/// Waits for its turn, with this status.
+fn wait(seen: &Observed, accepted: bool, status: MaterializedViewRefreshStatus) -> Action {
+    if Some(&status) == seen.refresh.status.as_ref() {
+        return Action::Wait(Pause::AtMost(Duration::from_secs(30)));
+    }
+    match accepted {
+        true => update(status),
+        false => step(status, reasons::QUEUED, false),
+    }
+}
+
+/// For how long what must be looked at before it can begin may be out of reach. Its
+/// Secrets may come a while after itself.
+fn patience(seen: &Observed) -> SignedDuration {
+    seen.deadline.max(SignedDuration::from_secs(120))
+}
+
 /// What must be looked at before it can begin is out of reach. The clock of a Job
 /// does not run yet, so this has one of its own, which runs as long: nobody may wait
 /// for ever for what does not come back, or is never shown to whoever asks.
 fn unavailable(seen: &Observed, why: &str) -> Action {
-    match seen.waited_in_vain() > seen.deadline {
+    match seen.waited_in_vain() > patience(seen) {
         true => end(status::never_available(seen, why)),
         false => tell(seen, status::unavailable(seen, why), Pause::BackOff),
     }
@@ -192,6 +207,15 @@ fn resolve(seen: &Observed, otherwise: impl Fn(&Observed) -> Action) -> Action {
         Some(OutcomeSeen::Unavailable(_)) if seen.overdue(DEADLINE_MARGIN) => otherwise(seen),
         Some(OutcomeSeen::Unavailable(why)) => unread(seen, why),
     }
+}
+
+/// It is to be held, and the view's history cannot be read now. No clock of it runs.
+fn held_unread(seen: &Observed, why: &str) -> Action {
+    let status = MaterializedViewRefreshStatus {
+        unavailable_since: None,
+        ..status::said(seen, &waiting_for_history(why))
+    };
+    tell(seen, status, Pause::BackOff)
 }
 
 /// The view's history cannot be read now.

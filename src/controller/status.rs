@@ -54,6 +54,14 @@ pub fn queued(seen: &Observed, uri: Option<String>, why: &str) -> Status {
     status
 }
 
+/// Waits, since its cluster is out of reach, as `why` says.
+pub fn closed(seen: &Observed, uri: Option<String>, why: &str) -> Status {
+    let since = seen.status().unavailable_since;
+    let mut status = queued(seen, uri, why);
+    status.unavailable_since = since.or(Some(Time(seen.now)));
+    status
+}
+
 /// Waits, since what must be looked at before it can begin is out of reach.
 pub fn unavailable(seen: &Observed, why: &str) -> Status {
     let mut status = said(seen, why);

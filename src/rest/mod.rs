@@ -155,21 +155,16 @@ async fn answer(State(api): State<Arc<Api>>, request: Request, next: Next) -> Re
 /// leave a resource without its Secret, and a panic is one request's 500. What has
 /// taken too long is broken off, but for the storing of a refresh ([`Api::store_whole`]).
 async fn run_to_end(api: &Arc<Api>, request: Request, next: Next) -> Response {
-    let guarded = auth::guarded(api.clone(), request, next);
-    let task = api.tasks.spawn(guarded.in_current_span());
-    let under_way = task.abort_handle();
-    match tokio::time::timeout(PATIENCE, task).await {
+    // Also where nobody waits for its answer.
+    let guarded = tokio::time::timeout(PATIENCE, auth::guarded(api.clone(), request, next));
+    match api.tasks.spawn(guarded.in_current_span()).await {
         Ok(Ok(response)) => response,
-        Err(_) => {
-            // Nobody waits for its answer any more.
-            under_way.abort();
-            ApiError::Unavailable(format!(
+        Ok(Err(_)) => ApiError::Unavailable(format!(
             "the request was not answered within {} seconds, and may still take effect; try again, with an Idempotency-Key",
-                PATIENCE.as_secs()
-            ))
-            .into_response()
-        }
-        Ok(Err(error)) => {
+            PATIENCE.as_secs()
+        ))
+        .into_response(),
+        Err(error) => {
             tracing::error!(%error, "a request handler panicked");
             ApiError::Internal(
                 "the request could not be handled because of a bug; see the operator's log".into(),

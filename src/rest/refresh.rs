@@ -50,10 +50,6 @@ pub async fn refresh(
     let mut spec = asked(&unnamed)?;
     // Before anybody looks what is there: the answer must not tell.
     api.access.may_use(&caller, &spec.cluster).await?;
-    let secrets = Secrets {
-        manifest: manifest.as_ref(),
-        credential: forwarded,
-    };
     let keyed = key.is_some();
     let job_id = match key {
         None => unnamed,
@@ -62,7 +58,18 @@ pub async fn refresh(
             telemetry::is_about(&name);
             spec = asked(&name)?;
             if let Some(found) = api.store.get(&name).await? {
-                api.store.complete(&found, &spec, secrets).await?;
+                let completing = {
+                    let (api, spec) = (api.clone(), spec.clone());
+                    let (manifest, credential) = (manifest.clone(), forwarded.cloned());
+                    async move {
+                        let secrets = Secrets {
+                            manifest: manifest.as_ref(),
+                            credential: credential.as_ref(),
+                        };
+                        Ok(api.store.complete(&found, &spec, secrets).await?)
+                    }
+                };
+                api.store_whole(completing).await?;
                 return Ok(accepted(name));
             }
             name

@@ -402,6 +402,8 @@ async fn a_job_whose_resource_is_gone_is_told_of_by_what_it_left_with_the_view()
     let before = ask(&replica, "describe", json!({ "job_id": job_id })).await;
     let kept = world.folder.path().join("v.lance/_relance");
     std::fs::remove_dir_all(kept).expect("what relance keeps");
+    // One that does not remember what it found just now.
+    let replica = world.replica().await;
     let told = ask(&replica, "describe", json!({ "job_id": job_id })).await;
     assert_eq!((told.status, &told.body), (200, &before.body));
     let told = events(&replica, json!({ "job_id": job_id })).await;
@@ -413,6 +415,7 @@ async fn a_job_whose_resource_is_gone_is_told_of_by_what_it_left_with_the_view()
     later.expect("a version");
     let cleaned = view.cleanup_old_versions(chrono::TimeDelta::zero(), Some(true), None);
     cleaned.await.expect("cleaned up");
+    let replica = world.replica().await;
     ask(&replica, "describe", json!({ "job_id": job_id }))
         .await
         .error(404, 10);

@@ -100,19 +100,43 @@ fn a_resumed_one_whose_history_can_never_be_read_ends_as_one_that_cannot_be_look
 
 #[test]
 fn what_was_there_at_the_last_look_is_waited_for_anew() {
-    let mut seen = waits_in_vain(500);
+    let mut seen = waits_in_vain(5_000);
     seen.turn = Some(Turn::Behind("Number 1".into()));
-    let (status, _) = written(decide(&seen));
-    assert!(
-        status.unavailable_since.is_some(),
-        "nobody has looked again"
-    );
+    assert_eq!(decide(&seen), Action::Look(Look::World), "is it still so");
     seen.world = ready(None);
     let (status, _) = written(decide(&seen));
     assert_eq!(status.unavailable_since, None);
     seen.turn = Some(Turn::Now);
     let (status, _) = written(decide(&seen));
     assert_eq!(status.phase, Phase::Running);
+    assert_eq!(status.unavailable_since, None);
+}
+
+#[test]
+fn one_whose_cluster_stays_out_of_reach_ends_when_it_would_have_been_stopped() {
+    let closed = || Some(Turn::Closed("Waiting: cluster far is away".into()));
+    let mut first = seen(None);
+    first.world = ready(None);
+    first.turn = closed();
+    let (status, _) = written(decide(&first));
+    assert_eq!(status.phase, Phase::Queued);
+    assert_eq!(status.unavailable_since, Some(at(NOW)), "it begins now");
+    for (ago, ends) in [(600, false), (601, true)] {
+        let mut waits = waits_in_vain(ago);
+        waits.turn = closed();
+        let (status, _) = written(decide(&waits));
+        let is_over = status.phase == Phase::Failed;
+        assert_eq!(is_over, ends, "after {ago} s");
+        let message = status.message.unwrap();
+        assert!(message.contains("cluster far is away"), "{message}");
+        let since = (!is_over).then(|| at(NOW - ago));
+        assert_eq!(status.unavailable_since, since, "as before");
+    }
+    // It is back, and another's turn comes first.
+    let mut waits = waits_in_vain(5_000);
+    waits.turn = Some(Turn::Behind("Number 1".into()));
+    waits.world = ready(None);
+    let (status, _) = written(decide(&waits));
     assert_eq!(status.unavailable_since, None);
 }
 

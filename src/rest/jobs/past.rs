@@ -111,7 +111,12 @@ enum Age {
 }
 
 fn age(job_id: &str, now: SystemTime) -> Option<Age> {
-    let made = u64::try_from(created(job_id)?).ok()?;
+    let Some(made) = created(job_id) else {
+        // One made for an Idempotency-Key does not tell.
+        let id = uuid::Uuid::parse_str(job_id).ok()?;
+        return (id.get_version_num() == 8).then_some(Age::Awaited);
+    };
+    let made = u64::try_from(made).ok()?;
     let made = UNIX_EPOCH + Duration::from_millis(made);
     Some(match now.duration_since(made) {
         Err(ahead) if ahead.duration() > AHEAD => Age::None,
