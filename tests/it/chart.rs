@@ -214,8 +214,8 @@ fn what_the_chart_makes_follows_its_values() {
         ("NetworkPolicy", 3),
         ("PodDisruptionBudget", 2),
         ("ServiceMonitor", 1),
-        ("ValidatingAdmissionPolicy", 1),
-        ("ValidatingAdmissionPolicyBinding", 1),
+        ("ValidatingAdmissionPolicy", 2),
+        ("ValidatingAdmissionPolicyBinding", 2),
         ("ClusterRole", 1),
         ("ClusterRoleBinding", 1),
     ] {

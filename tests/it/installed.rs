@@ -56,6 +56,7 @@ async fn the_chart_installs_an_operator_whose_roles_suffice() {
     let told = String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned();
     assert!(told.contains("Phase:          Succeeded"), "{told}");
     only_who_may_use_a_cluster_creates_refreshes_on_it(&operator).await;
+    rest_makes_no_secret_that_kubernetes_puts_a_token_into(&operator).await;
 
     let address = "jsonpath={.spec.clusterIP}";
     let address = operator.kubectl(&["get", "service", "relance", "-o", address]);
@@ -208,4 +209,42 @@ async fn only_who_may_use_a_cluster_creates_refreshes_on_it(operator: &Operator)
     assert_eq!(create("may", "default"), Ok(()));
     let elsewhere = create("may", "other").unwrap_err();
     assert!(elsewhere.contains("may not use"), "{elsewhere}");
+}
+
+/// The other admission policy, as who has got hold of REST's own rights would meet it.
+async fn rest_makes_no_secret_that_kubernetes_puts_a_token_into(operator: &Operator) {
+    let namespace = &operator.space.namespace;
+    let rest = format!("system:serviceaccount:{namespace}:relance-rest");
+    let create = |kind: &str| {
+        let secret = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": kind,
+            "metadata": {
+                "name": "asked",
+                "annotations": {"kubernetes.io/service-account.name": "relance-controller"},
+            },
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), secret.to_string()).unwrap();
+        let output = Command::new("kubectl")
+            .args(["--kubeconfig", &kubeconfig(), "--as", &rest])
+            .args(["-n", namespace])
+            .args(["create", "--dry-run=server", "-f"])
+            .arg(file.path())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let start = std::time::Instant::now();
+    loop {
+        let said = create("kubernetes.io/service-account-token");
+        if said.contains("of type Opaque alone") {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "{said}");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    let said = create("Opaque");
+    assert!(said.contains("secret/asked created"), "{said}");
 }
