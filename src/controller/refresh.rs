@@ -130,7 +130,7 @@ fn queued(seen: &Observed) -> Action {
             Action::Look(Look::World)
         }
         (Some(Turn::Behind(why)), uri) => wait(seen, accepted, status::queued(seen, uri, why)),
-        (Some(Turn::Closed(why)), _) if seen.waited_in_vain() > patience(seen) => {
+        (Some(Turn::Closed(why)), _) if seen.waited_in_vain() > seen.patience() => {
             end(status::never_available(seen, why))
         }
         (Some(Turn::Closed(why)), uri) => wait(seen, accepted, status::closed(seen, uri, why)),
@@ -153,17 +153,11 @@ fn wait(seen: &Observed, accepted: bool, status: MaterializedViewRefreshStatus) 
     }
 }
 
-/// For how long what must be looked at before it can begin may be out of reach. Its
-/// Secrets may come a while after itself.
-fn patience(seen: &Observed) -> SignedDuration {
-    seen.deadline.max(SignedDuration::from_secs(120))
-}
-
 /// What must be looked at before it can begin is out of reach. The clock of a Job
 /// does not run yet, so this has one of its own, which runs as long: nobody may wait
 /// for ever for what does not come back, or is never shown to whoever asks.
 fn unavailable(seen: &Observed, why: &str) -> Action {
-    match seen.waited_in_vain() > patience(seen) {
+    match seen.waited_in_vain() > seen.patience() {
         true => end(status::never_available(seen, why)),
         false => tell(seen, status::unavailable(seen, why), Pause::BackOff),
     }

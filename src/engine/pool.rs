@@ -22,8 +22,9 @@ enum Holds {
     Half,
     /// Rows on their way from all parts to all parts. They could spill, but who reads
     /// them waits for ever where two that write do (apache/datafusion#24883). So they
-    /// find place, and count as far as there is any: they are few, since they wait only
-    /// while one of those who read them is spilling.
+    /// find place, and count as far as there is any: mostly they are few, since they
+    /// wait while one of those who read them is spilling. What does not count is no
+    /// more than the pool has.
     Always,
 }
 
@@ -64,6 +65,7 @@ impl Holds {
 #[derive(Debug)]
 pub struct Pool {
     fair: FairSpillPool,
+    bytes: usize,
     /// How many bytes of rows on their way found place and do not count. Held by who
     /// asks for more: some have for an instant more than they keep, which is nobody
     /// else's want.
@@ -75,6 +77,7 @@ impl Pool {
     pub fn new(bytes: usize) -> Pool {
         Pool {
             fair: FairSpillPool::new(bytes),
+            bytes,
             uncounted: Mutex::default(),
         }
     }
@@ -137,7 +140,10 @@ impl MemoryPool for Pool {
                 Ok(())
             }
             Holds::Always => {
-                if self.fair.try_grow(reservation, additional).is_err() {
+                if let Err(full) = self.fair.try_grow(reservation, additional) {
+                    if uncounted.saturating_add(additional) > self.bytes {
+                        return Err(full);
+                    }
                     *uncounted += additional;
                 }
                 Ok(())
@@ -198,6 +204,8 @@ mod tests {
         assert_eq!((rows.size(), pool.reserved()), (800, 900));
         rows.try_grow(50).unwrap();
         assert_eq!((rows.size(), pool.reserved()), (850, 950));
+        rows.try_grow(900).unwrap();
+        assert!(rows.try_grow(101).is_err());
         drop(rows);
         assert_eq!(pool.reserved(), 100);
         merged.try_grow(900).unwrap();

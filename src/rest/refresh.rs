@@ -66,7 +66,7 @@ pub async fn refresh(
                             manifest: manifest.as_ref(),
                             credential: credential.as_ref(),
                         };
-                        Ok(api.store.complete(&found, &spec, secrets).await?)
+                        api.store.complete(&found, &spec, secrets).await
                     }
                 };
                 api.store_whole(completing).await?;

@@ -20,6 +20,7 @@
 
 pub mod branch;
 pub mod cut;
+mod exchanges;
 mod loops;
 pub mod names;
 pub mod source;
@@ -254,7 +255,7 @@ impl General {
         let context = self.context(config, sorted, branch.blobs, scans);
         let mut physical = context.state().create_physical_plan(&plan).await?;
         if frugal {
-            physical = sorted_whole(physical)?;
+            physical = exchanges::by_one(sorted_whole(physical)?)?;
             let kept_back = self.memory.kept_back(sorts_of(&physical)?);
             let state = context.state_ref();
             let mut state = state.write();
