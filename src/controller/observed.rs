@@ -406,12 +406,6 @@ impl Observed {
         })
     }
 
-    /// For how long that may be: as long as the refresh itself, and at least two
-    /// minutes, since its Secrets may come a while after itself.
-    pub(super) fn patience(&self) -> SignedDuration {
-        self.deadline.max(SignedDuration::from_secs(120))
-    }
-
     pub(super) fn recorded_uid(&self) -> Option<&str> {
         let job = self.refresh.status.as_ref()?.job.as_ref()?;
         job.uid.as_deref()

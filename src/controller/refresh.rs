@@ -130,7 +130,7 @@ fn queued(seen: &Observed) -> Action {
             Action::Look(Look::World)
         }
         (Some(Turn::Behind(why)), uri) => wait(seen, accepted, status::queued(seen, uri, why)),
-        (Some(Turn::Closed(why)), _) if seen.waited_in_vain() > seen.patience() => {
+        (Some(Turn::Closed(why)), _) if seen.waited_in_vain() > seen.deadline => {
             end(status::never_available(seen, why))
         }
         (Some(Turn::Closed(why)), uri) => wait(seen, accepted, status::closed(seen, uri, why)),
@@ -157,7 +157,7 @@ fn wait(seen: &Observed, accepted: bool, status: MaterializedViewRefreshStatus) 
 /// does not run yet, so this has one of its own, which runs as long: nobody may wait
 /// for ever for what does not come back, or is never shown to whoever asks.
 fn unavailable(seen: &Observed, why: &str) -> Action {
-    match seen.waited_in_vain() > seen.patience() {
+    match seen.waited_in_vain() > seen.deadline {
         true => end(status::never_available(seen, why)),
         false => tell(seen, status::unavailable(seen, why), Pause::BackOff),
     }

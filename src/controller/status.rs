@@ -259,7 +259,7 @@ pub fn never_available(seen: &Observed, why: &str) -> Status {
         .unwrap_or(why);
     let message = format!(
         "it could not begin within {} s: {why}; see to that and refresh again",
-        seen.patience().as_secs()
+        seen.deadline.as_secs()
     );
     failed(seen, reasons::UNAVAILABLE, &message)
 }
