@@ -154,13 +154,7 @@ async fn a_ledger_of_a_commit_that_never_landed_hides_no_file_that_is_gone() {
         let (shape, db) = (shape("filtered"), filled(true).await);
         db.create_view("v", shape.sql, Form::Plain).await;
         db.refresh("v").await.unwrap();
-        // It dies when it has written its ledger.
-        let full = Request {
-            full: true,
-            ..request("v")
-        };
-        let dies = Faults::after("/ledgers/");
-        run(&db, &full, dies).await.unwrap_err();
+        leave_a_ledger(&db).await;
         if old {
             age_ledgers(&db);
         }
@@ -183,12 +177,7 @@ async fn a_ledger_of_a_commit_that_never_landed_is_followed_by_one_of_the_view()
     db.create_view("v", shape("filtered").sql, Form::Plain)
         .await;
     db.refresh("v").await.unwrap();
-    let full = Request {
-        full: true,
-        ..request("v")
-    };
-    let dies = Faults::after("/ledgers/");
-    run(&db, &full, dies).await.unwrap_err();
+    leave_a_ledger(&db).await;
     let ledgers = format!("{}/_relance/ledgers", db.path("v"));
     let count = || std::fs::read_dir(&ledgers).unwrap().count();
     let before = count();
@@ -198,6 +187,16 @@ async fn a_ledger_of_a_commit_that_never_landed_is_followed_by_one_of_the_view()
         assert!(is_current(&db, "v").await);
         assert_eq!(count(), before + after);
     }
+}
+
+/// Leaves what a full refresh does that dies when it has written its ledger.
+async fn leave_a_ledger(db: &Db) {
+    let full = Request {
+        full: true,
+        ..request("v")
+    };
+    let dies = Faults::after("/ledgers/");
+    run(db, &full, dies).await.unwrap_err();
 }
 
 /// Has the view's ledgers be as old as none is that is looked after.

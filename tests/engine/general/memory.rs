@@ -7,6 +7,37 @@ use relance::engine::refresh::Request;
 use super::world::World;
 use crate::support::request;
 
+/// Fills a new `view` of `sql`, whose rows are `right`, with so many `megabytes` for
+/// queries. Returns how often it was refused for memory, which it `may_refuse` alone: once
+/// or never.
+async fn gives_or_refuses(
+    world: &World,
+    view: &str,
+    sql: &str,
+    right: &[String],
+    megabytes: u64,
+    may_refuse: bool,
+) -> usize {
+    world.create_view(view, sql).await;
+    let done = world.db.refresh_as(Request {
+        query_memory: Some(megabytes << 20),
+        ..request(view)
+    });
+    match done.await {
+        Ok(_) => {
+            let found = world.db.rows(view).await;
+            let count = (found.len(), right.len());
+            assert!(found == right, "{count:?} rows with {megabytes} MiB: {sql}");
+            0
+        }
+        Err(EngineError::EvaluationFailed { why, .. }) if may_refuse => {
+            assert!(why.contains("more memory"), "{why}");
+            1
+        }
+        Err(other) => panic!("{megabytes} MiB: {sql}: {other}"),
+    }
+}
+
 #[tokio::test]
 async fn a_query_that_holds_more_than_it_may_spills() {
     let mut world = World::new(false).await;
@@ -104,24 +135,9 @@ async fn a_not_in_over_nulls_gives_its_rows_or_says_that_it_needs_more_memory() 
     {
         let right = world.evaluated(sql).await;
         for megabytes in [1, 4, 12, 256] {
-            let name = format!("v{at}_{megabytes}");
-            world.create_view(&name, sql).await;
-            let done = world.db.refresh_as(Request {
-                query_memory: Some(megabytes << 20),
-                ..request(&name)
-            });
-            match done.await {
-                Ok(_) => {
-                    let found = world.db.rows(&name).await;
-                    let count = found.len();
-                    assert!(found == right, "{count} rows with {megabytes} MiB: {sql}");
-                }
-                Err(EngineError::EvaluationFailed { why, .. }) if megabytes < enough => {
-                    assert!(why.contains("more memory"), "{why}");
-                    refused += 1;
-                }
-                Err(other) => panic!("{other}"),
-            }
+            let view = format!("v{at}_{megabytes}");
+            let may_refuse = megabytes < enough;
+            refused += gives_or_refuses(&world, &view, sql, &right, megabytes, may_refuse).await;
         }
     }
     // Else none had to make do with less than a join by hashes takes.
@@ -149,20 +165,9 @@ async fn a_match_that_is_asked_for_by_more_than_its_key_is_found_or_said_to_need
         let right = world.evaluated(&sql).await;
         assert!(!right.is_empty() && right.len() < 2000);
         for megabytes in [256, 8, 4] {
-            let name = format!("v{at}_{megabytes}");
-            world.create_view(&name, &sql).await;
-            let done = world.db.refresh_as(Request {
-                query_memory: Some(megabytes << 20),
-                ..request(&name)
-            });
-            match done.await {
-                Ok(_) => assert_eq!(world.db.rows(&name).await, right, "{megabytes} MiB: {sql}"),
-                Err(EngineError::EvaluationFailed { why, .. }) if megabytes < 256 => {
-                    assert!(why.contains("more memory"), "{why}");
-                    refused += 1;
-                }
-                Err(other) => panic!("{megabytes} MiB: {sql}: {other}"),
-            }
+            let view = format!("v{at}_{megabytes}");
+            let may_refuse = megabytes < 256;
+            refused += gives_or_refuses(&world, &view, &sql, &right, megabytes, may_refuse).await;
         }
     }
     assert!(refused > 0, "there was enough for all");
@@ -211,25 +216,10 @@ async fn a_join_by_no_equality_that_holds_more_than_it_may_gives_all_its_rows() 
     {
         let right = world.evaluated(&sql).await;
         for megabytes in [256, 4, 1] {
-            let name = format!("v{at}_{megabytes}");
-            world.create_view(&name, &sql).await;
-            let done = world.db.refresh_as(Request {
-                query_memory: Some(megabytes << 20),
-                ..request(&name)
-            });
-            match done.await {
-                Ok(_) => {
-                    let found = world.db.rows(&name).await;
-                    let count = (found.len(), right.len());
-                    assert!(found == right, "{count:?} rows with {megabytes} MiB: {sql}");
-                }
-                // Where rows of both sides are given alone, there is no other way.
-                Err(EngineError::EvaluationFailed { why, .. }) if sql.contains("FULL JOIN") => {
-                    assert!(why.contains("more memory"), "{why}");
-                    refused += 1;
-                }
-                Err(other) => panic!("{megabytes} MiB: {sql}: {other}"),
-            }
+            let view = format!("v{at}_{megabytes}");
+            // Where rows of both sides are given alone, there is no other way.
+            let may_refuse = sql.contains("FULL JOIN");
+            refused += gives_or_refuses(&world, &view, &sql, &right, megabytes, may_refuse).await;
         }
     }
     assert!(refused > 0, "there was enough for all");

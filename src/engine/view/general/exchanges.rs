@@ -23,8 +23,18 @@ pub fn by_one(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
         if exchange.preserve_order() || input.output_partitioning().partition_count() == 1 {
             return Ok(Transformed::no(node));
         }
-        let one = Arc::new(CoalescePartitionsExec::new(input.clone()));
-        Ok(Transformed::yes(node.clone().with_new_children(vec![one])?))
+        let input = one(input.clone());
+        Ok(Transformed::yes(
+            node.clone().with_new_children(vec![input])?,
+        ))
     })
     .map(|changed| changed.data)
+}
+
+/// The rows of all parts of `plan`.
+pub fn one(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    match plan.output_partitioning().partition_count() {
+        1 => plan,
+        _ => Arc::new(CoalescePartitionsExec::new(plan)),
+    }
 }

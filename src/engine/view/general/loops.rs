@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use datafusion::common::Result;
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
-use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::joins::NestedLoopJoinExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
@@ -32,6 +31,8 @@ use datafusion::physical_plan::{
 };
 use datafusion_common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion_expr::JoinType;
+
+use super::exchanges::one;
 
 /// `plan` with such joins as give all of their rows, whether they spill or not. They do
 /// only if they may (`spills`).
@@ -107,14 +108,6 @@ fn with_sides(
         asked: AtomicBool::new(false),
     });
     join.clone().with_new_children(vec![left, right])
-}
-
-/// The rows of all parts of `plan`.
-fn one(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
-    match plan.output_partitioning().partition_count() {
-        1 => plan,
-        _ => Arc::new(CoalescePartitionsExec::new(plan)),
-    }
 }
 
 /// Rows that begin anew where they are asked for again, or say that they cannot be.
