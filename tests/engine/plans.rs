@@ -17,6 +17,16 @@ use crate::faults::store::Faults;
 use crate::scenarios::filled;
 use crate::support::{Db, Form, SHAPES, commits_of, is_current, is_current_at, request, shape};
 
+/// Has the source get `more` rows, and lose the versions before.
+async fn move_on(db: &Db, more: arrow_array::RecordBatch) {
+    db.write(more, WriteMode::Append, 30).await;
+    let source = db.open("src").await;
+    source
+        .cleanup_old_versions(TimeDelta::zero(), Some(true), Some(false))
+        .await
+        .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() {
     let mut db = filled(true).await;
@@ -35,12 +45,7 @@ async fn a_worker_that_plans_anew_does_not_take_the_others_commit_for_its_own() 
     let second = async { run(&db, &worker(1), late.clone()).await.unwrap() };
     let first = async {
         late.reached().await;
-        db.write(more, WriteMode::Append, 30).await;
-        let source = db.open("src").await;
-        source
-            .cleanup_old_versions(TimeDelta::zero(), Some(true), Some(false))
-            .await
-            .unwrap();
+        move_on(&db, more).await;
         // So the first has to plan anew, and is about to record what it computed.
         let slow = Faults::holding("/claims/");
         let first = async { run(&db, &worker(0), slow.clone()).await.unwrap() };
@@ -84,12 +89,7 @@ async fn a_worker_of_an_older_plan_does_not_undo_a_commit_that_another_change_ca
     let older = async { run(&db, &worker(1), late.clone()).await.unwrap() };
     let newer = async {
         late.reached().await;
-        db.write(more, WriteMode::Append, 30).await;
-        let source = db.open("src").await;
-        source
-            .cleanup_old_versions(TimeDelta::zero(), Some(true), Some(false))
-            .await
-            .unwrap();
+        move_on(&db, more).await;
         let newer = Faults::holding("v.lance/_transactions");
         let beside = async {
             newer.reached().await;
